@@ -1,0 +1,1 @@
+"""The web demo. Nothing else imports it."""

@@ -1,0 +1,2 @@
+"""idgen: identity-preserving portraits."""
+__version__ = "0.1.0"
