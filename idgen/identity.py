@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from idgen import identity_checks as checks
 from idgen.embeddings import WIDTH, combine, direction, slerp
 from idgen.errors import BadRequest
-from idgen.images import PhotoSource, open_photo
+from idgen.images import PhotoSource
 
 if TYPE_CHECKING:
     from idgen.faces import FaceExtractor, Pick
@@ -49,10 +49,10 @@ class Identity:
         by_name = embedding if isinstance(embedding, Mapping) else {recogniser: embedding}
         if not by_name:
             raise BadRequest("an identity needs at least one embedding.", field="embedding")
-        self._embeddings = {_checked_name(key): _checked_embedding(value, key) for key, value in by_name.items()}
-        self.keypoints = None if keypoints is None else _checked_keypoints(keypoints)
-        self.keypoints_size = None if keypoints_size is None else _checked_size(keypoints_size)
-        self._crop = None if crop is None else _checked_crop(crop)
+        self._embeddings = {checks.name(key): checks.embedding(value, key) for key, value in by_name.items()}
+        self.keypoints = None if keypoints is None else checks.keypoints(keypoints)
+        self.keypoints_size = None if keypoints_size is None else checks.size(keypoints_size)
+        self._crop = None if crop is None else checks.crop(crop)
         if name is not None and not isinstance(name, str):
             raise BadRequest(f"an identity's name is text, not {type(name).__name__}.", field="name")
         self.name = name
@@ -179,7 +179,7 @@ class Identity:
 
         Raises `BadRequest` for another `t`, without a recogniser in common, and for different numbers of features.
         """
-        t = _checked_share(t)
+        t = checks.share(t)
         pairs = self._shared(other)
         if t in (0.0, 1.0):
             return self if t == 0.0 else other
@@ -260,74 +260,3 @@ def _as_list(photos: Any) -> list[Any]:
 
 def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     return one is other or (one is not None and other is not None and np.array_equal(one, other))
-
-
-def _frozen(array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-    copy = np.array(array, dtype=dtype, order="C")
-    copy.flags.writeable = False
-    return copy
-
-
-def _numbers(value: Any, field: str) -> np.ndarray:
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiu":
-            raise ValueError(f"{array.dtype} values")
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
-    except (TypeError, ValueError) as error:
-        raise BadRequest(f"{field} must be an array of numbers ({error}).", field=field) from error
-    if not np.isfinite(array).all():
-        raise BadRequest(f"{field} has values that are NaN or infinite.", field=field)
-    return array
-
-
-def _checked_name(name: Any) -> str:
-    if not isinstance(name, str) or not name:
-        raise BadRequest(f"a recogniser's name is text, not {name!r}.", field="recogniser")
-    return name
-
-
-def _checked_embedding(value: Any, name: str) -> np.ndarray:
-    array = _numbers(value, "embedding")
-    if array.ndim not in (1, 2) or array.shape[-1] != WIDTH or array.size == 0:
-        raise BadRequest(f"embedding {name!r} has the shape {array.shape}, not [512] or [k, 512].", field="embedding")
-    lengths = np.linalg.norm(array.reshape(-1, WIDTH).astype(np.float64), axis=1)
-    if lengths.min() < 1e-12 or not np.isfinite(np.float32(lengths.max())):
-        raise BadRequest(f"embedding {name!r} is zero or too large: it is nobody's face.", field="embedding")
-    return _frozen(array, np.float32)
-
-
-def _checked_keypoints(value: Any) -> np.ndarray:
-    array = _numbers(value, "keypoints")
-    if array.shape != (5, 2):
-        raise BadRequest(f"keypoints have the shape {array.shape}, not [5, 2].", field="keypoints")
-    # Drawing truncates to whole pixels and degrees, so rounding points to float32 could move a stick.
-    return _frozen(np.asarray(value), np.float32 if np.asarray(value).dtype == np.float32 else np.float64)
-
-
-def _checked_size(value: Any) -> tuple[int, int]:
-    try:
-        width, height = (operator.index(side) for side in value)
-    except (TypeError, ValueError) as error:
-        raise BadRequest(f"keypoints_size is (width, height), not {value!r}.", field="keypoints_size") from error
-    if min(width, height) < 1:
-        raise BadRequest(f"keypoints_size {width} x {height} must be positive.", field="keypoints_size")
-    return width, height
-
-
-def _checked_share(t: Any) -> float:
-    try:
-        share = float(t)
-    except (TypeError, ValueError) as error:
-        raise BadRequest(f"t must be a number within 0..1, not {t!r}.", field="t") from error
-    if not 0 <= share <= 1:
-        raise BadRequest(f"t is {share:g}; it must lie within 0..1.", field="t")
-    return share
-
-
-def _checked_crop(value: Any) -> np.ndarray:
-    array = np.asarray(open_photo(value))
-    if array.shape[0] != array.shape[1]:
-        raise BadRequest(f"an aligned crop is square, not {array.shape[1]} x {array.shape[0]}.", field="crop")
-    return _frozen(array, np.uint8)

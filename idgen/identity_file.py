@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +67,15 @@ def write(identity: Identity, path: Path) -> None:
 
     Raises `BadRequest` when it cannot be written.
     """
-    temporary = None
     try:
         data = to_bytes(identity)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        Path(temporary).replace(path)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # not tempfile's: that would deny others to read
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise BadRequest(
             f"{path} cannot be written ({error}). Choose a file in a folder that exists.", "path"
         ) from error

@@ -60,7 +60,8 @@ def open_photo(source: PhotoSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     """
     name = describe(source)
     if isinstance(source, np.ndarray):
-        _check_size(source.shape[1] if source.ndim > 1 else 0, source.shape[0] if source.ndim else 0, name, max_pixels)
+        if source.ndim > 1:
+            _check_size(source.shape[1], source.shape[0], name, max_pixels)
         return _flatten(_from_array(source, name), name)
     if isinstance(source, Image.Image):
         return _finish(source, name, max_pixels)

@@ -19,6 +19,7 @@ COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 _LIMBS = ((0, 2), (1, 2), (3, 2), (4, 2))
 _STICK_WIDTH = 4
 _RADIUS = 10
+_LEGIBLE = 320  # pixels of the shorter side on which a label of 11 pixels leaves the face free
 _FARTHEST = 1_000_000.0  # pixels; beyond it OpenCV's fixed-point coordinates would overflow
 
 
@@ -52,21 +53,23 @@ def draw_keypoints(size: tuple[int, int], keypoints: np.ndarray | Sequence[Seque
 
 
 def draw_faces(photo: Image.Image, faces: Sequence[Face]) -> Image.Image:
-    """Return a copy of `photo` with each face's box, keypoints, index and score drawn on it.
+    """Return an RGB copy of `photo` with each face's box, keypoints, index and score drawn on it.
 
-    Lines and letters grow with the photo, so that they can be read on a thumbnail and on a poster alike.
+    Lines and letters grow with the photo; one with a side below 320 pixels is enlarged by a whole factor first. So
+    they can be read on a thumbnail and on a poster alike.
     """
-    picture = photo.convert("RGB")
+    zoom = -(-_LEGIBLE // min(photo.size)) if max(photo.size) < 4 * _LEGIBLE else 1
+    picture = photo.convert("RGB").resize((photo.width * zoom, photo.height * zoom), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     shorter = min(picture.size)
     line = max(1, round(shorter / 200))
     font = ImageFont.load_default(size=max(10, round(shorter / 28)))
     for index, face in enumerate(faces):
-        x1, y1, x2, y2 = (float(value) for value in face.box)
+        x1, y1, x2, y2 = (float(value) * zoom for value in face.box)
         draw.rectangle((x1, y1, x2, y2), outline="black", width=line + 2)  # a dark rim shows up on light walls
         draw.rectangle((x1, y1, x2, y2), outline="lime", width=line)
         radius = max(1.0, min(2.0 * line, (x2 - x1) / 16))
-        for (x, y), colour in zip(face.keypoints.tolist(), COLOURS):
+        for (x, y), colour in zip((face.keypoints * zoom).tolist(), COLOURS):
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline="black")
         label = f"{index}: {face.score:.2f}"
         left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
