@@ -77,11 +77,9 @@ def fetch_hub(entry: Entry, revision: str | None, *, force: bool, progress: bool
     found = search(entry, folder, None, folder.name)
     if found is None:
         missing = [pattern for pattern in entry.files if not any(folder.glob(pattern))]
-        raise WeightsMissing(
-            f"{entry.name}: {entry.repo} has no {', '.join(missing)}"
-            + (f" at revision {revision}." if revision else ".")
-            + " If this machine is offline, pull it on one that is not, or use: idgen weights add BUNDLE"
-        )
+        # Without a connection the hub's client hands back whatever part of the repository is in its cache.
+        at = f" at revision {revision}" if revision else ""
+        raise _explain(entry, FileNotFoundError(f"no {', '.join(missing)} in {entry.repo}{at}, or out of reach"))
     return found
 
 

@@ -25,7 +25,7 @@ def _fail(error: IdgenError) -> typer.Exit:
 
 
 def _commercial(value: bool | str) -> str:
-    return {True: "yes", False: "no"}.get(value, str(value))  # type: ignore[call-overload]
+    return value if isinstance(value, str) else ("yes" if value else "no")
 
 
 @app.command("list")
@@ -48,14 +48,17 @@ def list_(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "kind", "base", "size", "licence", "commercial", "present")
-    table.columns[0].no_wrap = True
-    table.columns[3].justify = "right"
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "base", "size", "commercial", "here"):
+        table.add_column(title, no_wrap=True, justify="right" if title == "size" else "left")
+    table.add_column("licence", no_wrap=True, overflow="ellipsis")
     for e in rows:
         size = f"{e.size_approx / 1e6:,.0f} MB" if e.size_approx < 1e9 else f"{e.size_approx / 1e9:.2f} GB"
-        mark = "yes" if e.name in here else ""
-        table.add_row(e.name, e.kind, e.base, size, e.licence, _commercial(e.commercial), mark)
-    Console().print(table)
+        table.add_row(e.name, e.base, size, _commercial(e.commercial), "yes" if e.name in here else "", e.licence)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)  # a pipe has no width; do not cut what somebody may want to grep
+    console.print(table)
 
 
 @app.command()
