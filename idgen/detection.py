@@ -90,8 +90,9 @@ class Detector:
             origin = np.array([left, top], np.float32)
             found[:, :4] = found[:, :4] * shrunk + np.tile(origin, 2)
             # A face cut by the inner edge of a quarter lies whole in the next one.
-            lowest = [left if left > 0 else -np.inf, top if top > 0 else -np.inf]
-            highest = [right if right < width else np.inf, bottom if bottom < height else np.inf]
+            edge = 0.02 * min(sides)
+            lowest = [left + edge if left > 0 else -np.inf, top + edge if top > 0 else -np.inf]
+            highest = [right - edge if right < width else np.inf, bottom - edge if bottom < height else np.inf]
             keep = (found[:, :2] >= lowest).all(1) & (found[:, 2:4] <= highest).all(1)
             boxes.append(found[keep])
             points.append((keypoints * shrunk + origin)[keep])

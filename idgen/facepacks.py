@@ -102,8 +102,6 @@ def load_models(folder: Path, recogniser: Path, providers: list[Any]) -> tuple[A
         raise WeightsMissing(f"{recogniser}: there is no such recogniser file. Check the path, or {_PULL}.")
     if kind_of(recogniser) != "recogniser":
         raise BadWeights(f"{recogniser} is no ArcFace recogniser (a detector or another model). Name another file.")
-    # skimage deprecated the call with which insightface aligns every crop; once a crop is too often.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"insightface\.utils\.face_align")
     with _loading, contextlib.redirect_stdout(io.StringIO()):  # insightface prints what it loads
         from insightface.app import FaceAnalysis
         from insightface.model_zoo import get_model

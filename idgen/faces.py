@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from idgen import facepacks
+from idgen.alignment import aligned_crop
 from idgen.detection import Detector, centre
 from idgen.errors import BadRequest, BadWeights, NoFaceFound
 from idgen.images import PhotoSource, content_hash, describe, open_photo
@@ -63,7 +64,7 @@ class Face:
         """
         if size not in CROP_SIZES:
             raise BadRequest(f"crop size {size}: it is one of {CROP_SIZES}.", field="size")
-        return Image.fromarray(_norm_crop(np.asarray(self.photo), self.keypoints, size))
+        return Image.fromarray(aligned_crop(np.asarray(self.photo), self.keypoints, size))
 
 
 class _Found(NamedTuple):
@@ -206,16 +207,10 @@ class FaceExtractor:
         pixels = np.asarray(photo)
         return [
             _Found(
-                each.box, each.keypoints, each.score, self.embed(_norm_crop(pixels, each.keypoints, self.input_size))
+                each.box, each.keypoints, each.score, self.embed(aligned_crop(pixels, each.keypoints, self.input_size))
             )
             for each in self._detector.detect(pixels)
         ]
-
-
-def _norm_crop(pixels: np.ndarray, keypoints: np.ndarray, size: int) -> np.ndarray:
-    from insightface.utils import face_align
-
-    return face_align.norm_crop(pixels, keypoints, size)
 
 
 def _checked_pick(pick: Pick) -> int | tuple[float, float]:

@@ -1,0 +1,495 @@
+"""Faces: insightface's real code path on tiny ONNX models, with every layout, retry and way to pick a face."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from idgen import facepacks as loading
+from idgen.errors import BadImage, BadRequest, BadWeights, NoFaceFound, WeightsMissing
+from idgen.faces import Face, FaceExtractor
+from tests.facepacks import PEOPLE, POINTS, detector, pack, photo, recogniser
+
+FACE = (100, 100, 220, 260)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return pack(tmp_path_factory.mktemp("packs") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def extractor(folder) -> FaceExtractor:
+    return FaceExtractor(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory) -> FaceExtractor:
+    return FaceExtractor(pack(tmp_path_factory.mktemp("packs") / "fixed", size=128), device="cpu")
+
+
+def _group() -> Image.Image:
+    return photo((640, 480), magenta=FACE, cyan=(300, 50, 350, 120), yellow=(400, 200, 600, 420))
+
+
+def test_a_face_comes_with_box_keypoints_score_and_raw_embedding(extractor):
+    face = extractor.face(photo((640, 480), magenta=FACE))
+    box = np.array(FACE, np.float32)
+    assert face.box.dtype == face.keypoints.dtype == face.embedding.dtype == np.float32
+    np.testing.assert_allclose(face.box, box, atol=0.6)
+    np.testing.assert_allclose(face.keypoints, box[:2] + POINTS * (box[2:] - box[:2]), atol=0.6)
+    assert face.score == pytest.approx(0.9) and face.embedding.shape == (512,)
+    assert np.linalg.norm(face.embedding) > 5, "raw, not normalised"
+    assert np.linalg.norm(face.normed) == pytest.approx(1, abs=1e-6)
+
+
+def test_faces_are_sorted_largest_first_and_can_be_picked_by_index_or_point(extractor):
+    faces = extractor.faces(_group())
+    assert [round(float(face.box[0])) for face in faces] == [400, 100, 300]
+    for pick, left in (("largest", 400), (0, 400), (1, 100), (np.int64(2), 300), ((325, 80), 300), ((110, 110), 100)):
+        assert round(float(extractor.face(_group(), pick).box[0])) == left
+
+
+def test_where_boxes_overlap_a_point_picks_the_face_whose_centre_is_nearer(extractor):
+    both = photo((640, 480), yellow=(100, 100, 400, 400), magenta=(280, 280, 400, 400))
+    assert round(float(extractor.face(both, (300, 300)).box[0])) == 280
+
+
+@pytest.mark.parametrize(("pick", "words"), [(3, "no face 3"), ((5, 5), "(325, 85)")])
+def test_a_pick_that_hits_no_face_says_what_there_is(extractor, pick, words):
+    with pytest.raises(NoFaceFound) as caught:
+        extractor.face(_group(), pick)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("pick", ["smallest", -1, 1.5, None, True, (1,), (1, 2, 3), (float("nan"), 1), ("a", "b")])
+def test_a_pick_that_makes_no_sense_is_refused_by_name(extractor, pick):
+    with pytest.raises(BadRequest) as caught:
+        extractor.face(_group(), pick)
+    assert caught.value.field == "pick"
+
+
+@pytest.mark.parametrize("size", [112, 224, 256])
+def test_crops_have_the_geometry_of_insightfaces_norm_crop(extractor, size):
+    from insightface.utils import face_align
+
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))
+    generator = np.random.default_rng(size)
+    for _ in range(20):  # turned, mirrored, skewed and half outside
+        points = (POINTS @ generator.normal(size=(2, 2)) * 200 + generator.uniform(0, 400, 2)).astype(np.float32)
+        face = Face(np.zeros(4, np.float32), points, 1.0, np.ones(512, np.float32), noise)
+        expected = face_align.norm_crop(np.asarray(noise), points, size).astype(int)
+        difference = np.abs(np.asarray(face.crop(size)).astype(int) - expected)
+        assert face.crop(size).mode == "RGB" and np.mean(difference > 0) < 0.02 and np.mean(difference > 8) < 0.002
+
+
+def test_cropping_warns_of_nothing(extractor):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extractor.faces(photo((300, 300), cyan=(20, 30, 90, 110)))[0].crop(224)
+
+
+def test_a_crop_of_another_size_is_refused(extractor):
+    with pytest.raises(BadRequest, match="112, 224, 256"):
+        extractor.face(_group()).crop(128)
+
+
+def test_the_embedding_is_what_insightface_computes_itself(folder, extractor):
+    from insightface.app import FaceAnalysis
+
+    app = FaceAnalysis(name=str(folder), providers=["CPUExecutionProvider"])
+    app.prepare(ctx_id=0, det_size=(640, 640))
+    bgr = np.ascontiguousarray(np.asarray(_group())[:, :, ::-1])
+    theirs = sorted(app.get(bgr), key=lambda face: -(face.bbox[2] - face.bbox[0]) * (face.bbox[3] - face.bbox[1]))
+    ours = extractor.faces(_group())
+    assert len(theirs) == len(ours) == 3
+    for one, other in zip(ours, theirs):
+        np.testing.assert_allclose(one.box, other.bbox, atol=1e-3)
+        np.testing.assert_allclose(one.embedding, other.embedding, rtol=1e-3, atol=1e-2)
+
+
+def test_embed_takes_an_aligned_rgb_crop_and_nothing_else(extractor):
+    face = extractor.face(_group())
+    assert np.array_equal(extractor.embed(face.crop(112)), face.embedding)
+    assert np.array_equal(extractor.embed(np.asarray(face.crop(112))), face.embedding)
+    for wrong in (face.crop(224), np.zeros((112, 112, 3), np.float32), np.zeros((112, 112), np.uint8)):
+        with pytest.raises(BadRequest):
+            extractor.embed(wrong)
+
+
+# Retries. The tiny detector misses faces below 16 and above 400 pixels at its input and those that fill 60 % of it.
+
+
+def _found(extractor: FaceExtractor, size: tuple[int, int], box: tuple[int, int, int, int], tolerance: float) -> None:
+    face = extractor.face(photo(size, magenta=box))
+    np.testing.assert_allclose(face.box, box, atol=tolerance)
+
+
+def test_a_face_that_is_too_large_for_the_first_look_is_found_with_a_smaller_size(extractor):
+    _found(extractor, (800, 800), (100, 100, 700, 500), 4)
+
+
+def test_a_face_that_is_too_small_for_the_first_look_is_found_with_a_larger_size(extractor):
+    _found(extractor, (1600, 1200), (700, 500, 732, 540), 2)
+
+
+@pytest.mark.parametrize("size", [(240, 240), (700, 500), (120, 400), (2600, 3000)])
+def test_a_tight_crop_is_found_with_a_border_around_it_and_the_box_is_in_the_photos_pixels(extractor, size):
+    width, height = size
+    _found(extractor, size, (0, 0, width, height), max(3.0, 0.012 * max(size)))
+
+
+def test_a_detector_of_fixed_size_works_and_looks_closer_at_quarters(fixed):
+    assert fixed.face(photo((128, 128), magenta=(40, 30, 90, 100))).box == pytest.approx([40, 30, 90, 100], abs=0.6)
+    _found(fixed, (1000, 800), (250, 200, 500, 550), 8)
+    _found(fixed, (100, 100), (0, 0, 100, 100), 4)
+    _found(fixed, (512, 512), (300, 300, 345, 360), 4)
+    _found(fixed, (512, 512), (230, 230, 282, 282), 4)  # in the middle, where all four corners' quarters would cut it
+
+
+def test_at_quarters_each_face_is_reported_once_and_none_cut_in_half(fixed):
+    crowd = photo((512, 512), magenta=(150, 150, 210, 210), cyan=(300, 300, 350, 350))
+    assert [tuple(np.round(face.box / 8) * 8) for face in fixed.faces(crowd)] == [
+        (152, 152, 208, 208),
+        (304, 304, 352, 352),
+    ]
+
+
+@pytest.mark.parametrize("size", [(640, 480), (30, 20), (1, 1), (5000, 3), (3, 9000)])
+def test_without_a_face_the_error_names_the_photo_what_was_tried_and_the_cure(extractor, fixed, size, tmp_path):
+    file = tmp_path / "landscape.png"
+    Image.new("RGB", size, (90, 90, 90)).save(file)
+    for each in (extractor, fixed):
+        with pytest.raises(NoFaceFound) as caught:
+            each.face(file)
+        for words in ("landscape.png", "640" if each is extractor else "128", "50%", "Use a photo"):
+            assert words in str(caught.value)
+
+
+def test_photos_are_read_with_the_same_distrust_as_everywhere(extractor, tmp_path):
+    with pytest.raises(BadImage, match=r"nobody\.png"):
+        extractor.face(tmp_path / "nobody.png")
+
+
+# Caching.
+
+
+class _Counter:
+    def __init__(self, extractor: FaceExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = 0
+        inner = extractor._detector.detect
+
+        def counted(pixels):
+            self.calls += 1
+            return inner(pixels)
+
+        monkeypatch.setattr(extractor._detector, "detect", counted)
+
+
+def test_a_thousand_uses_of_one_photo_extract_once(folder, monkeypatch, tmp_path):
+    extractor = FaceExtractor(folder, device="cpu")
+    counter = _Counter(extractor, monkeypatch)
+    picture = photo((64, 64), magenta=(16, 16, 40, 48))
+    picture.save(tmp_path / "a.png")
+    faces = [
+        extractor.face(source) for source in (picture, np.asarray(picture), tmp_path / "a.png") for _ in range(334)
+    ]
+    assert counter.calls == 1
+    assert all(np.array_equal(face.embedding, faces[0].embedding) for face in faces)
+    extractor.face(photo((64, 64), magenta=(16, 16, 40, 47)))
+    assert counter.calls == 2, "another photo is another extraction"
+
+
+def test_what_a_caller_does_to_a_face_does_not_reach_the_cache(extractor):
+    first = extractor.face(_group())
+    first.embedding[:] = 0
+    first.box[:] = 0
+    assert np.linalg.norm(extractor.face(_group()).embedding) > 5 and extractor.face(_group()).box[2] > 0
+
+
+def test_a_photo_without_a_face_is_searched_once_too(folder, monkeypatch):
+    extractor = FaceExtractor(folder, device="cpu")
+    counter = _Counter(extractor, monkeypatch)
+    for _ in range(3):
+        with pytest.raises(NoFaceFound):
+            extractor.faces(Image.new("RGB", (64, 64)))
+    assert counter.calls == 1
+
+
+def test_the_cache_forgets_the_photo_that_was_used_longest_ago(folder, monkeypatch):
+    extractor = FaceExtractor(folder, device="cpu", cache_size=2)
+    counter = _Counter(extractor, monkeypatch)
+    one, two, three = (photo((64, 64), magenta=(16, 16, 40, right)) for right in (40, 44, 48))
+    for picture in (one, two, one, three, one):
+        extractor.face(picture)
+    assert counter.calls == 3
+    extractor.face(two)
+    assert counter.calls == 4 and len(extractor._cache) == 2
+
+
+def test_many_threads_asking_for_one_photo_extract_once_and_agree(folder, monkeypatch):
+    extractor = FaceExtractor(folder, device="cpu")
+    counter = _Counter(extractor, monkeypatch)
+    pictures = [photo((200, 200), magenta=(20, 20, 80, 90 + step)) for step in range(3)]
+    barrier, results = threading.Barrier(12), {}
+
+    def work(number: int) -> None:
+        barrier.wait()
+        results[number] = extractor.face(pictures[number % 3]).embedding
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counter.calls == 3
+    assert all(np.array_equal(results[number], results[number % 3]) for number in range(12))
+
+
+def test_a_failure_is_not_remembered(folder, monkeypatch):
+    extractor = FaceExtractor(folder, device="cpu")
+    with monkeypatch.context() as broken:
+        broken.setattr(extractor._detector, "detect", lambda pixels: (_ for _ in ()).throw(BadWeights("for once")))
+        with pytest.raises(BadWeights):
+            extractor.face(_group())
+    assert extractor.face(_group()).score > 0.5
+
+
+# Packs on disk.
+
+
+def test_the_nested_layout_of_antelopev2_is_understood_and_left_as_it_is(tmp_path):
+    inner = pack(tmp_path / "antelopev2" / "antelopev2")
+    before = sorted(tmp_path.rglob("*"))
+    nested = FaceExtractor(tmp_path / "antelopev2", device="cpu")
+    assert nested.pack == inner and nested.recogniser == inner / "rec.onnx"
+    assert nested.face(_group()).score > 0.5 and sorted(tmp_path.rglob("*")) == before
+
+
+def test_two_recognisers_side_by_side_are_an_error_that_names_both(tmp_path):
+    folder = pack(tmp_path / "pack")
+    recogniser(folder / "arcface.onnx", seed=1)
+    with pytest.raises(BadWeights) as caught:
+        FaceExtractor(folder, device="cpu")
+    assert "arcface.onnx" in str(caught.value) and "rec.onnx" in str(caught.value)
+
+
+def test_a_second_recogniser_outside_the_nested_folder_is_seen_too(tmp_path):
+    pack(tmp_path / "antelopev2" / "antelopev2")
+    recogniser(tmp_path / "antelopev2" / "arcface.onnx", seed=1)
+    with pytest.raises(BadWeights, match=r"arcface\.onnx"):
+        FaceExtractor(tmp_path / "antelopev2", device="cpu")
+
+
+def test_the_recogniser_named_by_its_path_is_the_one_that_is_used(tmp_path):
+    folder = pack(tmp_path / "pack")
+    paths = [
+        recogniser(folder / "a_first.onnx", seed=1),
+        folder / "rec.onnx",
+        recogniser(tmp_path / "far.onnx", seed=2),
+    ]
+    extractors = [FaceExtractor(folder, path, device="cpu") for path in paths]
+    assert [each.recogniser_name for each in extractors] == ["a_first", "rec", "far"]
+    one, two, three = (each.face(_group()).normed for each in extractors)
+    assert max(abs(one @ two), abs(one @ three), abs(two @ three)) < 0.3
+
+
+def test_several_packs_in_a_folder_are_an_error_that_names_them(tmp_path):
+    pack(tmp_path / "antelopev2"), pack(tmp_path / "buffalo_l")
+    with pytest.raises(BadWeights, match=r"antelopev2.*buffalo_l"):
+        FaceExtractor(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_bytes(b"zip")])
+def test_a_missing_pack_names_the_command_that_gets_it(tmp_path, make):
+    make(tmp_path / "antelopev2")
+    with pytest.raises(WeightsMissing, match="idgen weights pull"):
+        FaceExtractor(tmp_path / "antelopev2", device="cpu")
+
+
+def test_a_missing_recogniser_is_named(folder, tmp_path):
+    with pytest.raises(WeightsMissing, match=r"arcface\.onnx"):
+        FaceExtractor(folder, tmp_path / "arcface.onnx", device="cpu")
+
+
+def _empty(folder: Path) -> None:
+    folder.mkdir()
+
+
+def _only_recogniser(folder: Path) -> None:
+    recogniser(folder / "rec.onnx")
+
+
+def _only_detector(folder: Path) -> None:
+    detector(folder / "det.onnx")
+
+
+def _truncated(folder: Path) -> None:
+    pack(folder)
+    (folder / "rec.onnx").write_bytes((folder / "rec.onnx").read_bytes()[:5000])
+
+
+def _garbage(folder: Path) -> None:
+    pack(folder)
+    (folder / "det.onnx").write_bytes(b"\xff\xfe not a model")
+
+
+def _pickle(folder: Path) -> None:
+    pack(folder)
+    (folder / "genderage.onnx").write_bytes(b"\x80\x04\x95cposix\nsystem\n")
+
+
+def _wrong_width(folder: Path) -> None:
+    pack(folder)
+    recogniser(folder / "rec.onnx", outputs=256)
+
+
+def _no_keypoints(folder: Path) -> None:
+    pack(folder)
+    detector(folder / "det.onnx", outputs=6)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_empty, "no .onnx file"),
+        (_only_recogniser, "no face detector"),
+        (_only_detector, "no recogniser"),
+        (_truncated, "rec.onnx"),
+        (_garbage, "det.onnx"),
+        (_pickle, "genderage.onnx"),
+        (_wrong_width, "not 512"),
+        (_no_keypoints, "keypoints"),
+    ],
+)
+def test_a_pack_that_is_not_what_it_claims_is_bad_weights_and_says_why(tmp_path, spoil, words):
+    spoil(tmp_path / "pack")
+    with pytest.raises(BadWeights) as caught:
+        FaceExtractor(tmp_path / "pack", device="cpu")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["det.onnx", "text.onnx"])
+def test_a_recogniser_that_is_none_is_bad_weights(folder, tmp_path, wrong):
+    file = folder / wrong if wrong == "det.onnx" else tmp_path / wrong
+    if wrong == "text.onnx":
+        file.write_text("this is no model")
+    with pytest.raises(BadWeights, match=wrong):
+        FaceExtractor(folder, file, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "options", [{"device": "tpu"}, {"device": "cuda:x"}, {"detection_size": 100}, {"cache_size": 0}]
+)
+def test_options_out_of_their_bounds_are_refused_by_name(folder, options):
+    with pytest.raises(BadRequest) as caught:
+        FaceExtractor(folder, **options)
+    assert caught.value.field == next(iter(options))
+
+
+def test_another_detection_size_is_used_first(folder):
+    small = FaceExtractor(folder, device="cpu", detection_size=320)
+    sizes = [size for size, _ in small._detector._looks(1000, 1000)]
+    assert sizes[0] == 320 and small.face(_group()).score > 0.5
+
+
+# The processor that does the work.
+
+
+@pytest.fixture
+def unwarned(monkeypatch):
+    monkeypatch.setattr(loading, "_warned", threading.Event())
+
+
+def test_asking_for_cuda_without_it_warns_once_with_the_cure_and_works_on_the_cpu(folder, unwarned, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.warns(RuntimeWarning, match="pip install onnxruntime-gpu"):
+        first = FaceExtractor(folder, device="cuda")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FaceExtractor(folder, device="cuda:1")
+    assert first.providers == ["CPUExecutionProvider"] and first.face(_group()).score > 0.5
+
+
+def test_a_cuda_provider_that_did_not_load_is_told_apart(unwarned, monkeypatch):
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    assert loading.providers_for("auto")[0] == ("CUDAExecutionProvider", {"device_id": 0})
+    assert loading.providers_for("cuda:3")[0] == ("CUDAExecutionProvider", {"device_id": 3})
+    assert loading.providers_for("cpu") == loading.providers_for("mps") == ["CPUExecutionProvider"]
+    with pytest.warns(RuntimeWarning, match="did not load"):
+        loading.warn_of_cpu("auto", ["CPUExecutionProvider"])
+
+
+def test_no_warning_where_the_cpu_is_all_there_is_or_was_asked_for(unwarned, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loading.warn_of_cpu("auto", ["CPUExecutionProvider"])
+        loading.warn_of_cpu("cpu", ["CPUExecutionProvider"])
+        loading.warn_of_cpu("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_nothing_is_printed_while_loading_and_looking(folder, capfd):
+    FaceExtractor(folder, device="cpu").face(_group())
+    assert capfd.readouterr().out == ""
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def command():
+    import typer
+
+    from idgen.cli.faces import faces
+
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(faces)
+    return app
+
+
+def _run(command, *arguments):
+    from typer.testing import CliRunner
+
+    return CliRunner().invoke(command, [str(each) for each in arguments])
+
+
+def test_the_command_lists_faces_and_draws_them(command, folder, tmp_path):
+    _group().save(tmp_path / "group.png")
+    result = _run(command, tmp_path / "group.png", "--pack", folder, "--draw", tmp_path / "new" / "out.png")
+    assert result.exit_code == 0 and "3 face(s)" in result.stdout
+    assert Image.open(tmp_path / "new" / "out.png").size == (640, 480)
+
+
+def test_the_command_prints_pure_json_and_tells_bad_photos_by_exit_code_2(command, folder, tmp_path):
+    _group().save(tmp_path / "group.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "nobody.png")
+    files = [tmp_path / "group.png", tmp_path / "nobody.png", tmp_path / "missing.png"]
+    result = _run(command, *files, "--pack", folder, "--json", "--draw", tmp_path / "drawn")
+    assert result.exit_code == 2
+    group, nobody, missing = json.loads(result.stdout)
+    assert [face["index"] for face in group["faces"]] == [0, 1, 2] and group["recogniser"] == "rec"
+    assert len(group["faces"][0]["keypoints"]) == 5 and "error" not in group
+    assert "no face" in nobody["error"] and "no such file" in missing["error"]
+    assert (tmp_path / "drawn" / "group-faces.png").is_file()
+
+
+def test_drawing_several_photos_into_one_file_is_refused(command, folder, tmp_path):
+    _group().save(tmp_path / "a.png")
+    result = _run(command, tmp_path / "a.png", tmp_path / "a.png", "--pack", folder, "--draw", tmp_path / "out.png")
+    assert isinstance(result.exception, BadRequest) and result.exception.field == "draw"
+
+
+def test_the_three_people_of_these_tests_differ(extractor):
+    one, two, three = (face.normed for face in extractor.faces(_group()))
+    assert len(PEOPLE) == 3 and max(one @ two, one @ three, two @ three) < 0.2
