@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import stat
+import struct
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +25,7 @@ from idgen.cli.weights import app
 from idgen.errors import BadRequest, BadWeights, LicenceRefused, WeightsMissing
 from idgen.weights import archive, fetch, licences, manifest
 from idgen.weights.archive import safe_member_path, unzip
+from idgen.weights.sniff import refuse_mislabelled
 from idgen.weights.store import Store, mini_dir
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -332,10 +335,11 @@ def test_a_wrapping_folder_is_dropped(tmp_path: Path) -> None:
 
 def test_missing_weights_name_the_exact_command(store: Store) -> None:
     assert not store.has("one")
-    with pytest.raises(WeightsMissing, match=r"idgen weights pull one$"):
-        store.path("one")
-    with pytest.raises(WeightsMissing, match=r"idgen weights pull pack --accept-licence$"):
-        store.path("pack")
+    with pytest.raises(WeightsMissing, match=r"idgen weights pull two$"):
+        store.path("two")
+    for name in ("pack", "one"):  # "one" itself is free, but what it needs is not
+        with pytest.raises(WeightsMissing, match=rf"idgen weights pull {name} --accept-licence$"):
+            store.path(name)
 
 
 def test_pull_from_the_hub_and_a_zip(store: Store, world: World) -> None:
@@ -515,6 +519,53 @@ def test_a_damaged_lock_file_says_so(store: Store) -> None:
         (store.root / "weights.lock.json").write_text(text, encoding="latin-1")
         with pytest.raises(BadWeights, match="Delete it"):
             store.has("one")
+
+
+def test_two_processes_that_pull_the_same(store: Store, world: World) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        pulls = [pool.submit(Store().pull, "pack", True, False, force=True) for _ in range(4)]
+        assert {pull.result() for pull in pulls} == {store.path("pack")}
+    assert all(check.status == "ok" for check in store.verify()) and not leftovers(store)
+
+
+HEADER = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+SAFETENSORS = struct.pack("<Q", len(HEADER)) + HEADER + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "says"),
+    [
+        ("x.bin", b"", "empty"),
+        ("x.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        ("x.onnx", b"\n <!DOCTYPE html><title>Sign in", "web page"),
+        ("x.json", b"{", "not valid JSON"),
+        ("x.json", b"[" * 100_000, "not valid JSON"),
+        ("x.safetensors", b"\x80\x02.", "too short"),
+        ("x.safetensors", SAFETENSORS[:-1], "it should be"),
+        ("x.safetensors", SAFETENSORS + b"\0", "it should be"),
+        ("x.safetensors", SAFETENSORS[:20], "header is cut off"),
+        ("x.safetensors", b"\xff" * 100, "header is cut off"),
+        ("x.safetensors", struct.pack("<Q", 40) + b"{" * 40, "header is damaged"),
+        ("x.safetensors", struct.pack("<Q", 13) + b'{"w": [1, 2]}', "header is damaged"),
+    ],
+)
+def test_files_that_are_not_what_they_claim(tmp_path: Path, name: str, body: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(BadWeights, match=says):
+        refuse_mislabelled(tmp_path / name)
+
+
+def test_whole_files_pass(tmp_path: Path) -> None:
+    for name, body in (("x.safetensors", SAFETENSORS), ("x.json", b"{}"), ("x.bin", b"PK"), ("x.onnx", b"\x08")):
+        (tmp_path / name).write_bytes(body)
+        refuse_mislabelled(tmp_path / name)
+
+
+def test_a_web_page_saved_as_weights_is_not_added(store: Store, world: World, tmp_path: Path) -> None:
+    (tmp_path / "one.bin").write_bytes(b"<html>please log in</html>")
+    with pytest.raises(BadWeights, match="web page"):
+        store.add(tmp_path / "one.bin")
+    assert not store.has("one") and not leftovers(store)
 
 
 # --- bundles --------------------------------------------------------------------------------------------------------

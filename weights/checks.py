@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from idgen.weights.licences import accept_flag
 from idgen.weights.manifest import Entry
 from idgen.weights.records import Located, Record, sha256_of
 
@@ -28,8 +29,7 @@ class Check:
 
 def how_to_repair(entry: Entry) -> str:
     """The command that replaces damaged files."""
-    flag = "" if entry.commercial is True else " --accept-licence"
-    return f"Download it again: idgen weights pull {entry.name} --force{flag}"
+    return f"Download it again: idgen weights pull {entry.name} --force{accept_flag(entry.name)}"
 
 
 def verify_recorded(entry: Entry, record: Record, root: Path | None) -> Iterator[Check]:

@@ -24,25 +24,32 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def need_space(folder: Path, size: int, names: list[str]) -> None:
-    """Refuse a download that cannot fit.
+def refuse_if_no_room(entries: list[Entry], store: Path) -> None:
+    """Refuse a download that cannot fit on the disk.
 
     Args:
-        folder: where it will go; may not exist yet.
-        size: bytes.
-        names: what is to be downloaded, for the message.
+        entries: what is to be downloaded.
+        store: the store's root, where zips are unpacked; the rest goes to the Hugging Face cache.
 
     Raises:
-        WeightsMissing: the disk has less than ``size`` bytes free.
+        WeightsMissing: fewer bytes are free than the entries' approximate sizes.
     """
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise WeightsMissing(
-            f"{', '.join(names)}: the download needs {size / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free. "
-            "Free some space, or move the folders with HF_HOME and IDGEN_HOME."
-        )
+    from huggingface_hub import constants
+
+    if is_offline():
+        return
+    from_hub = [entry for entry in entries if entry.repo]
+    zips = [entry for entry in entries if entry.url]
+    # A zip and what is in it lie side by side for a moment.
+    for folder, group, copies in ((Path(constants.HF_HUB_CACHE), from_hub, 1), (store, zips, 2)):
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        size, free = copies * sum(entry.size_approx for entry in group), shutil.disk_usage(folder).free
+        if free < size:
+            raise WeightsMissing(
+                f"{', '.join(entry.name for entry in group)}: the download needs {size / 1e9:.1f} GB, but {folder} has "
+                f"{free / 1e9:.1f} GB free. Free some space, or move the folders with HF_HOME and IDGEN_HOME."
+            )
 
 
 def fetch_hub(entry: Entry, revision: str | None, *, force: bool, progress: bool) -> Located:

@@ -49,6 +49,11 @@ def require_acceptance(entries: Iterable[Entry], accepted: bool) -> None:
         )
 
 
+def accept_flag(name: str) -> str:
+    """What must follow ``idgen weights pull NAME``: the flag if it, or what it needs, is restricted, else nothing."""
+    return " --accept-licence" if not_commercial([name]) else ""
+
+
 def _describe(entries: list[Entry]) -> str:
     kinds = {False: "not for commercial use", "unclear": "of unclear terms"}
     return "; ".join(f"{entry.name} is {kinds[entry.commercial]} ({entry.licence})" for entry in entries)

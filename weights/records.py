@@ -18,6 +18,7 @@ from typing import Any
 
 from idgen.errors import BadWeights
 from idgen.weights.manifest import Entry
+from idgen.weights.sniff import refuse_mislabelled
 
 CHUNK = 4 << 20  # bytes
 
@@ -55,7 +56,13 @@ def sha256_of(path: Path) -> str:
 
 
 def make_record(entry: Entry, found: Located) -> Record:
-    """Hash the files of an entry."""
+    """Hash the files of an entry.
+
+    Raises:
+        BadWeights: a file is plainly not what its name says.
+    """
+    for name in found.files:
+        refuse_mislabelled(found.root / name)
     files = {
         name: {"sha256": sha256_of(found.root / name), "size": (found.root / name).stat().st_size}
         for name in found.files

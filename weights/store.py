@@ -17,7 +17,13 @@ from idgen.errors import BadWeights, WeightsMissing
 from idgen.weights import fetch, records
 from idgen.weights.archive import unzip
 from idgen.weights.checks import Check, how_to_repair, verify_blob, verify_recorded
-from idgen.weights.licences import commercial_only, not_commercial, refuse_if_not_commercial, require_acceptance
+from idgen.weights.licences import (
+    accept_flag,
+    commercial_only,
+    not_commercial,
+    refuse_if_not_commercial,
+    require_acceptance,
+)
 from idgen.weights.manifest import Entry, get_entry, load_manifest, with_needs
 from idgen.weights.records import Located, LockFile, Record, make_record
 
@@ -76,8 +82,9 @@ class Store:
         entry, record = get_entry(name), self.lock.get(name)
         found = self._locate(entry, record)
         if found is None:
-            flag = "" if entry.commercial is True else " --accept-licence"
-            raise WeightsMissing(f"{name} is not on this machine. Get it with: idgen weights pull {name}{flag}")
+            raise WeightsMissing(
+                f"{name} is not on this machine. Get it with: idgen weights pull {name}{accept_flag(name)}"
+            )
         for file, facts in (record.files if record else {}).items():
             # Sizes only: hashing gigabytes at every start would be felt. `verify` does that.
             if (found.root / file).stat().st_size != facts["size"]:
@@ -132,7 +139,7 @@ class Store:
         again = {name} if force or update else set()
         wanted = [entry for entry in entries if here[entry.name] is None or entry.name in again]
         require_acceptance(wanted, accept_licence)
-        self._need_space(wanted)
+        fetch.refuse_if_no_room(wanted, self.root)
         for entry in entries:
             found, record = here[entry.name], known.get(entry.name)
             if entry in wanted:
@@ -165,11 +172,10 @@ class Store:
         known = self.lock.get(name) is not None
         if known:
             self.lock.put(name, None)
-        if own.exists():
-            with self.staging() as aside:
-                own.replace(aside / "old")
-            return True
-        return known
+        if not own.exists():
+            return known
+        self._discard(own)
+        return True
 
     # --- checking ---
 
@@ -223,24 +229,11 @@ class Store:
                 return found.root
         return None
 
-    def _need_space(self, entries: list[Entry]) -> None:
-        from huggingface_hub import constants
-
-        places = ((Path(constants.HF_HUB_CACHE), "repo", 1), (self.root, "url", 2))  # a zip and what is in it
-        for folder, source, copies in places:
-            there = [entry for entry in entries if getattr(entry, source)]
-            if there and not fetch.is_offline():
-                size = copies * sum(entry.size_approx for entry in there)
-                fetch.need_space(folder, size, [entry.name for entry in there])
-
     def _pull_hub(self, entry: Entry, record: Record | None, force: bool, progress: bool) -> None:
         revision = (record.commit if record else None) or entry.revision
         found = fetch.fetch_hub(entry, revision, force=force, progress=progress)
         # An own copy (from a bundle) would hide what was just downloaded.
-        own = self.own_folder(entry)
-        if own.exists():
-            with self.staging() as aside:
-                own.replace(aside / "old")
+        self._discard(self.own_folder(entry))
         self.settle(entry, make_record(entry, found), record)
 
     def _pull_zip(self, entry: Entry, record: Record | None, force: bool, progress: bool) -> None:
@@ -259,7 +252,7 @@ class Store:
         _refuse_difference(entry, record, new)
         own = self.own_folder(entry)
         own.parent.mkdir(parents=True, exist_ok=True)
-        with self.staging() as aside:
+        with self.staging() as aside, self._one_at_a_time():
             if own.exists():
                 own.replace(aside / "old")
             content.replace(own)
@@ -274,6 +267,20 @@ class Store:
         _refuse_difference(entry, old, new)
         if old is None or old.files != new.files:  # more files: a newer manifest names some that the old one did not
             self.lock.put(entry.name, new)
+
+    def _discard(self, folder: Path) -> None:
+        """Make a folder vanish at once, and only then delete it file by file."""
+        with self.staging() as aside, self._one_at_a_time():
+            if folder.exists():
+                folder.replace(aside / "old")
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Hold off other processes that install into this store."""
+        from huggingface_hub.utils import WeakFileLock
+
+        with WeakFileLock(self.root / ".install.guard"):
+            yield
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
