@@ -88,7 +88,7 @@ def train(
 ) -> AttributeReader:  # fmt: skip
     """Train for so many minutes, write the weights (half precision, safetensors) to ``out``, return it in eval mode."""
     torch.manual_seed(seed)
-    net = AttributeReader().to(device).to(memory_format=torch.channels_last)
+    net = AttributeReader().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.05)
     begun, step, mean = time.monotonic(), 0, 0.0
     while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:

@@ -157,7 +157,7 @@ def train(
         centres = F.normalize(torch.where(missing, centres, found), dim=1)
     centre = nn.Parameter(centres.to(device))
     read = nn.Linear(DIM, goal.shape[1]).to(device)
-    net.train().to(memory_format=torch.channels_last)
+    net.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = [
         {"params": [*net.parameters(), *read.parameters()], "weight_decay": 5e-3},
         {"params": [centre], "weight_decay": 1e-4},

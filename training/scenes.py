@@ -74,10 +74,10 @@ def textures(n: int, size: int = 256) -> Tensor:
             total = total / max(weight, 1e-3) ** 0.5 * _uniform(0.08, 0.35, 1)
             out.append(a + total if torch.rand(()) < 0.6 else 0.5 + total)
         elif kind == 1:  # stripes and checks
-            angle, beat = float(_uniform(0, 3.15, 1)), float(_uniform(3, 60, 1))
-            wave = torch.sin(beat * (x * torch.tensor(angle).cos() + y * torch.tensor(angle).sin()))
+            angle, beat = _uniform(0, 3.15, 1), _uniform(3, 60, 1)
+            wave = torch.sin(beat * (x * angle.cos() + y * angle.sin()))
             if torch.rand(()) < 0.5:
-                wave = wave * torch.sin(beat * (y * torch.tensor(angle).cos() - x * torch.tensor(angle).sin()))
+                wave = wave * torch.sin(beat * (y * angle.cos() - x * angle.sin()))
             if torch.rand(()) < 0.5:
                 wave = wave.sign()
             out.append(a + (b - a) * (wave * 0.5 + 0.5))
