@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,7 @@ class World:
     def __init__(self) -> None:
         self.zip = b""
         self.break_off_at: int | None = None
+        self.stall: threading.Event | None = None
         self.asked: list[str] = []
         self.files = dict(HUB_FILES)
         world = self
@@ -94,6 +96,9 @@ class World:
                     self.send_header(key, value)
                 self.end_headers()
                 if self.command == "GET":
+                    if world.stall:
+                        self.wfile.write(body[:100])
+                        world.stall.wait(20)
                     cut = world.break_off_at
                     self.wfile.write(body if cut is None else body[:cut])
                     if cut is not None:
@@ -435,14 +440,25 @@ def test_an_interrupted_download_leaves_nothing(store: Store, world: World, at: 
     assert store.pull("pack", accept_licence=True, progress=False).is_dir()
 
 
-def test_a_killed_download_leaves_nothing_half_written(store: Store, world: World, monkeypatch) -> None:
-    def interrupted(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("idgen.weights.store.unzip", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        store.pull("pack", accept_licence=True, progress=False)
-    assert not store.has("pack") and not leftovers(store)
+def test_a_killed_process_leaves_nothing_half_written(store: Store, world: World) -> None:
+    world.stall = threading.Event()
+    code = "from idgen.weights.store import Store; Store().pull('pack', True, False)"
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "HF_HUB_OFFLINE": "0"}) as child:
+        try:
+            deadline = time.monotonic() + 30
+            while not (world.asked and leftovers(store)):
+                assert child.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            child.kill()
+    world.stall.set()
+    world.stall = None
+    assert not store.has("pack") and not store.lock.read() and not (store.root / "models").exists()
+    assert leftovers(store)
+    for path in store.root.glob(".staging-*"):
+        os.utime(path, (0, 0))
+    assert store.pull("pack", accept_licence=True, progress=False).is_dir()
+    assert not leftovers(store)  # what the killed process left was swept
 
 
 def test_a_hostile_zip_from_the_server(store: Store, world: World, tmp_path: Path) -> None:

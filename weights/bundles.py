@@ -53,6 +53,7 @@ def bundle(store: Store, names: list[str], out: Path, *, needs: bool = True) -> 
         sources += [(found.root / file, f"{entry.name}/{file}") for file in found.files]
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.part")
+    _delete(draft)  # left by a process that was killed
     try:
         if out.suffix.lower() == ".zip":
             with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as target:  # weights do not compress
@@ -67,10 +68,7 @@ def bundle(store: Store, names: list[str], out: Path, *, needs: bool = True) -> 
             (draft / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
         draft.replace(out)
     finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)
+        _delete(draft)
     return out
 
 
@@ -110,6 +108,13 @@ def add(store: Store, path: Path, name: str | None = None, accept_licence: bool 
         _lay_out(entry, path, content)
         store.install(entry, content, store.lock.get(entry.name))
     return [entry.name]
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _check_licences(entries: list[Entry], accepted: bool) -> None:

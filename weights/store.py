@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from idgen.errors import BadWeights, WeightsMissing
@@ -28,6 +29,8 @@ from idgen.weights.manifest import Entry, get_entry, load_manifest, with_needs
 from idgen.weights.records import Located, LockFile, Record, make_record
 
 __all__ = ["Check", "Store", "commercial_only", "mini_dir", "not_commercial", "refuse_if_not_commercial"]
+
+STALE = 2 * 86_400  # seconds after which work in progress belongs to a process that was killed
 
 
 def mini_dir() -> Path | None:
@@ -284,8 +287,12 @@ class Store:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """A folder on the store's own volume for work in progress; always gone afterwards."""
+        """A folder on the store's own volume for work in progress; gone afterwards, unless the process is killed."""
         self.root.mkdir(parents=True, exist_ok=True)
+        for stale in self.root.glob(".staging-*"):
+            with suppress(OSError):  # another process may be sweeping, too
+                if time.time() - stale.stat().st_mtime > STALE:
+                    shutil.rmtree(stale, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=".staging-", dir=self.root))
         try:
             yield folder
