@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from idgen import facepacks as loading
+from idgen.detection import _cut
 from idgen.errors import BadImage, BadRequest, BadWeights, NoFaceFound, WeightsMissing
 from idgen.faces import Face, FaceExtractor
 from tests.facepacks import PEOPLE, POINTS, detector, pack, photo, recogniser
@@ -112,6 +113,7 @@ def test_the_embedding_is_what_insightface_computes_itself(folder, extractor):
     assert len(theirs) == len(ours) == 3
     for one, other in zip(ours, theirs):
         np.testing.assert_allclose(one.box, other.bbox, atol=1e-3)
+        assert one.score == pytest.approx(float(other.det_score), abs=1e-6), "each colour has a score of its own"
         np.testing.assert_allclose(one.embedding, other.embedding, rtol=1e-3, atol=1e-2)
 
 
@@ -130,10 +132,17 @@ def test_embed_takes_an_aligned_rgb_crop_and_nothing_else(extractor):
 def _found(extractor: FaceExtractor, size: tuple[int, int], box: tuple[int, int, int, int], tolerance: float) -> None:
     face = extractor.face(photo(size, magenta=box))
     np.testing.assert_allclose(face.box, box, atol=tolerance)
+    corner, sides = np.array(box[:2]), np.array(box[2:]) - box[:2]
+    np.testing.assert_allclose(face.keypoints, corner + POINTS * sides, atol=tolerance)
 
 
-def test_a_face_that_is_too_large_for_the_first_look_is_found_with_a_smaller_size(extractor):
+def test_a_face_that_is_too_large_for_the_first_look_is_found_with_a_smaller_size(extractor, monkeypatch):
+    sizes, inner = [], extractor._detector._look
+    monkeypatch.setattr(
+        extractor._detector, "_look", lambda pixels, size, where: sizes.append(size) or inner(pixels, size, where)
+    )
     _found(extractor, (800, 800), (100, 100, 700, 500), 4)
+    assert sizes == [640, 320]
 
 
 def test_a_face_that_is_too_small_for_the_first_look_is_found_with_a_larger_size(extractor):
@@ -144,6 +153,14 @@ def test_a_face_that_is_too_small_for_the_first_look_is_found_with_a_larger_size
 def test_a_tight_crop_is_found_with_a_border_around_it_and_the_box_is_in_the_photos_pixels(extractor, size):
     width, height = size
     _found(extractor, size, (0, 0, width, height), max(3.0, 0.012 * max(size)))
+
+
+def test_the_border_around_a_huge_photo_does_not_take_gigabytes():
+    pixels = np.zeros((3000, 9000, 3), np.uint8)
+    picture, shrunk = _cut(pixels, (-9000, -9000, 18_000, 12_000), 2560)
+    assert shrunk == 10 and picture.shape == (2100, 2700, 3)
+    whole, shrunk = _cut(pixels, (0, 0, 9000, 3000), 2560)
+    assert shrunk == 1 and whole.shape == pixels.shape, "insightface itself scales a photo without a border"
 
 
 def test_a_detector_of_fixed_size_works_and_looks_closer_at_quarters(fixed):
@@ -439,7 +456,16 @@ def test_no_warning_where_the_cpu_is_all_there_is_or_was_asked_for(unwarned, mon
         loading.warn_of_cpu("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
 
 
-def test_nothing_is_printed_while_loading_and_looking(folder, capfd):
+def test_nothing_is_printed_while_loading_and_looking(folder, capfd, monkeypatch):
+    import insightface.app
+
+    inner = insightface.app.FaceAnalysis
+
+    def talkative(*arguments, **options):
+        print("find model: det.onnx")  # as insightface did before it learnt to log
+        return inner(*arguments, **options)
+
+    monkeypatch.setattr(insightface.app, "FaceAnalysis", talkative)
     FaceExtractor(folder, device="cpu").face(_group())
     assert capfd.readouterr().out == ""
 

@@ -166,7 +166,7 @@ def test_one_photo_gives_its_raw_embedding_unchanged():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 1000), st.floats(0.1, 1.0), st.integers(2, 6), st.randoms())
 def test_the_order_of_photos_has_no_influence_on_any_bit(seed, noise, count, random):
-    prepared = _Extractor(_around(seed, noise, count), [50.0 + 7 * number for number in range(count)])
+    prepared = _Extractor(_around(seed, noise, count))  # equally good faces: ties must not depend on order either
     shuffled = prepared.photos.copy()
     random.shuffle(shuffled)
     assert Identity.from_photos(prepared.photos, prepared) == Identity.from_photos(shuffled, prepared)

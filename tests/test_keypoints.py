@@ -87,7 +87,13 @@ def test_faces_are_marked_on_a_copy_with_box_points_and_label_at_any_size(scale)
 
 
 def test_a_label_stays_inside_the_picture_when_the_face_touches_its_corner():
-    photo = Image.new("RGB", (400, 400), "grey")
-    box, points = np.array([350, -5, 430, 90], np.float32), np.array(FACE, np.float32)
-    drawn = np.asarray(draw_faces(photo, [_Seen(box, points)]))
-    assert ((drawn == 0).all(-1)[:25, 330:]).sum() > 50
+    def label(left: int) -> int:
+        seen = _Seen(np.array([left, 30, left + 90, 120], np.float32), np.full((5, 2), 200, np.float32))
+        above = np.asarray(draw_faces(Image.new("RGB", (400, 400), "grey"), [seen]))[:27]
+        return int((above != 128).any(-1).sum())
+
+    assert label(200) > 300
+    assert label(380) == label(-60) == label(200), "whole, though the face reaches over the edge"
+    corner = _Seen(np.array([380, -20, 460, 60], np.float32), np.full((5, 2), 200, np.float32))
+    drawn = np.asarray(draw_faces(Image.new("RGB", (400, 400), "grey"), [corner]))
+    assert (drawn[:30] == 0).all(-1).sum() > 200, "also where there is no room above the box"
