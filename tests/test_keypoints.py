@@ -93,7 +93,8 @@ def test_a_label_stays_inside_the_picture_when_the_face_touches_its_corner():
         return int((above != 128).any(-1).sum())
 
     assert label(200) > 300
-    assert label(380) == label(-60) == label(200), "whole, though the face reaches over the edge"
+    for left in (380, -60):
+        assert label(left) == pytest.approx(label(200), rel=0.05), "whole, though the face reaches over the edge"
     corner = _Seen(np.array([380, -20, 460, 60], np.float32), np.full((5, 2), 200, np.float32))
     drawn = np.asarray(draw_faces(Image.new("RGB", (400, 400), "grey"), [corner]))
     assert (drawn[:30] == 0).all(-1).sum() > 200, "also where there is no room above the box"
