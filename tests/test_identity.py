@@ -117,7 +117,6 @@ def test_the_wrong_recogniser_is_an_error_that_names_what_is_needed_and_what_is_
         ({"embedding": np.ones(512), "keypoints": np.full((5, 2), np.nan)}, "keypoints"),
         ({"embedding": np.ones(512), "keypoints_size": (0, 5)}, "keypoints_size"),
         ({"embedding": np.ones(512), "keypoints_size": 5}, "keypoints_size"),
-        ({"embedding": np.ones(512), "crop": np.zeros((4, 5, 3), np.uint8)}, "crop"),
         ({"embedding": np.ones(512), "name": 7}, "name"),
     ],
 )
@@ -425,7 +424,6 @@ def _file(**changes) -> bytes:
         (_file(tensors={"embedding.a": np.full(512, np.nan, np.float32)}), "NaN"),
         (_file(tensors={"embedding.a": np.ones(100, np.float32)}), "shape"),
         (_file(tensors={"keypoints": np.ones((4, 2), np.float32)}), "keypoints"),
-        (_file(tensors={"crop": np.ones((4, 5, 3), np.uint8)}), "square"),
         (_file(recognisers="[3]"), ""),
         (_file(recognisers="{"), ""),
         (_file(recognisers="[]"), ""),

@@ -1,0 +1,348 @@
+"""The resident base model: UNet, VAE, text encoders, scheduler. One backbone serves every pipeline."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idgen.errors import BadRequest, BadWeights, IdgenError, OutOfMemory, WeightsMissing
+
+FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15"}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def choose_device(device: str = "auto") -> tuple[str, str]:
+    """The device to run on and why.
+
+    Raises:
+        BadRequest: an explicitly named device is not there.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device != "auto":
+        kind = device.split(":")[0]
+        if kind not in ("cpu", "cuda", "mps"):
+            raise BadRequest(f"device {device!r} is unknown; choose auto, cpu, cuda, cuda:N or mps.", "device")
+        if (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
+            cure = "install a CUDA build of torch and the NVIDIA driver" if kind == "cuda" else "use macOS 12.3 or later"
+            raise BadRequest(f"device {device!r} was asked for, but torch sees none; {cure}, or use --device cpu.", "device")
+        return device, "asked for"
+    if cuda:
+        return "cuda", f"torch sees {torch.cuda.get_device_name(0)}"
+    if mps:
+        return "mps", "torch sees an Apple GPU"
+    return "cpu", "torch sees no GPU"
+
+
+def choose_dtype(device: str, dtype: str = "auto") -> tuple[str, str]:
+    """The number format to compute in (a key of ``DTYPES``) and why.
+
+    Raises:
+        BadRequest: the format is unknown.
+    """
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise BadRequest(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}.", "dtype")
+        return dtype, "asked for"
+    if device.startswith("cuda"):
+        if torch.cuda.get_device_capability(device)[0] >= 8:
+            return "bfloat16", "this GPU computes in bfloat16, and SDXL's VAE overflows in float16"
+        return "float16", "this GPU has no bfloat16; the VAE is run in float32"
+    if device == "mps":
+        return "float16", "halves the memory on Apple GPUs; the VAE is run in float32, which avoids black images"
+    return "float32", "exact, and the fastest format that every CPU has"
+
+
+class Backbone:
+    """A base model on a device. Use :meth:`load`; reads like a diffusers pipeline, which it holds as ``pipe``."""
+
+    def __init__(self, pipe: Any, family: str, source: str, device: str, dtype: str, offload: str | None) -> None:
+        self.pipe = pipe
+        self.family = family
+        """``sdxl`` or ``sd15``"""
+        self.source = source
+        self.device = torch.device(device)
+        self.dtype = DTYPES[dtype]
+        self.offload = offload
+        self.lock = threading.RLock()
+        """Held while the sampler runs: one UNet serves one run at a time."""
+        self.text_cache: dict[Any, Any] = {}
+        self.preview_map: Tensor | None = None
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        offload: str | None = None,
+        vae_slicing: bool = False,
+        vae_tiling: bool = False,
+        config: str | Path | None = None,
+        variant: str | None = None,
+    ) -> Backbone:
+        """Load SDXL or SD1.5.
+
+        Args:
+            source: a diffusers folder, a hub id, or a single ``.safetensors`` file (the layout of the original
+                repositories, as shared on model sites).
+            offload: ``None``, ``"model"`` (whole modules wait on the CPU) or ``"sequential"`` (layer by layer; slow,
+                smallest). Both need a GPU.
+            vae_slicing, vae_tiling: decode image by image, or tile by tile, for small cards.
+            config: for a single file, a diffusers folder that describes the architecture; ``None`` takes diffusers'
+                description from the hub.
+        Raises:
+            WeightsMissing, BadWeights, BadRequest: nothing there; not a base model; a setting is out of its bounds.
+        """
+        device, _ = choose_device(device)
+        dtype, _ = choose_dtype(device, dtype)
+        if offload not in (None, "model", "sequential"):
+            raise BadRequest(f"offload is {offload!r}; choose 'model', 'sequential' or nothing.", "offload")
+        if offload and device == "cpu":
+            raise BadRequest("offload moves models between GPU and CPU; without a GPU leave it off.", "offload")
+        pipe = _load_pipe(source, DTYPES[dtype], config, variant)
+        family = FAMILIES.get(type(pipe).__name__)
+        if family is None:
+            raise BadWeights(f"{source} holds a {type(pipe).__name__}; idgen needs an SDXL or SD1.5 base model.")
+        pipe.set_progress_bar_config(disable=True)
+        for module in (pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
+            if module is not None:
+                module.eval().requires_grad_(False)
+        if offload == "model":
+            pipe.enable_model_cpu_offload(device=device)
+        elif offload == "sequential":
+            pipe.enable_sequential_cpu_offload(device=device)
+        else:
+            pipe.to(device)
+        if dtype == "float16" and not getattr(pipe.vae.config, "force_upcast", True) is False:
+            pipe.vae.to(torch.float32)
+        if vae_slicing:
+            pipe.vae.enable_slicing()
+        if vae_tiling:
+            pipe.vae.enable_tiling()
+        return cls(pipe, family, str(source), device, dtype, offload)
+
+    @property
+    def unet(self) -> Any:
+        """The UNet."""
+        return self.pipe.unet
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder (AutoencoderKL or AutoencoderTiny)."""
+        return self.pipe.vae
+
+    @property
+    def scheduler(self) -> Any:
+        """The base's own scheduler; the sampler works on fresh copies."""
+        return self.pipe.scheduler
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents, 4 for the public bases."""
+        return int(self.unet.config.in_channels)
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels a latent cell covers along each side, 8 for the public bases."""
+        return int(self.pipe.vae_scale_factor)
+
+    @property
+    def default_size(self) -> int:
+        """Side of the square that the base was trained on, in pixels."""
+        return int(self.unet.config.sample_size) * self.vae_factor
+
+    def load_lora(self, source: str | Path, scale: float = 1.0, name: str | None = None) -> None:
+        """Load a user's LoRA through diffusers. It stays active beside every identity adapter.
+
+        Raises:
+            BadWeights: it is no LoRA for this base.
+        """
+        name = name or f"user_{len(self.loras())}"
+        path = Path(source)
+        try:
+            if path.is_file():
+                self.pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+            else:
+                self.pipe.load_lora_weights(str(source), adapter_name=name)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise BadWeights(f"{source} is not a LoRA for this {self.family} base ({_first_line(error)}).") from None
+        weights = {n: 1.0 for n in self.loras()} | getattr(self, "_lora_scales", {}) | {name: scale}
+        self._lora_scales = weights
+        self.pipe.set_adapters(list(weights), list(weights.values()))
+        self.text_cache.clear()
+
+    def unload_loras(self) -> None:
+        """Take all user LoRAs out again."""
+        self.pipe.unload_lora_weights()
+        self._lora_scales: dict[str, float] = {}
+        self.text_cache.clear()
+
+    def loras(self) -> list[str]:
+        """Names of the loaded user LoRAs."""
+        return sorted({name for names in self.pipe.get_list_adapters().values() for name in names})
+
+    def load_embedding(self, source: str | Path, token: str | None = None) -> None:
+        """Load a textual-inversion embedding through diffusers.
+
+        Raises:
+            BadWeights: it is no embedding for this base.
+        """
+        try:
+            self.pipe.load_textual_inversion(str(source), token=token)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise BadWeights(f"{source} is not an embedding for this {self.family} base ({_first_line(error)}).") from None
+        self.text_cache.clear()
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor, generators: list[torch.Generator] | None = None) -> Tensor:
+        """Pixels (B, 3, H, W) in 0..1 to scaled latents (B, c, h, w).
+
+        An AutoencoderKL posterior is sampled with one generator an image, or its mode is taken without generators.
+        """
+        encoded = self.vae.encode((pixels * 2 - 1).to(self.device, self.vae.dtype))
+        if hasattr(encoded, "latents"):
+            return self._scale(encoded.latents.to(self.dtype))
+        posterior = encoded.latent_dist
+        if generators is None:
+            return self._scale(posterior.mode().to(self.dtype))
+        noise = torch.cat(
+            [torch.randn((1, *posterior.mean.shape[1:]), generator=g, dtype=torch.float32) for g in generators]
+        )
+        latents = posterior.mean + posterior.std * noise.to(posterior.mean)
+        return self._scale(latents.to(self.dtype))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, c, h, w) to pixels (B, 3, H, W) float32 in 0..1, on the CPU.
+
+        Raises:
+            OutOfMemory: names what to lower.
+        """
+        with explain_out_of_memory():
+            image = self.vae.decode(self._unscale(latents).to(self.vae.dtype)).sample
+        image = (image.float() / 2 + 0.5).clamp(0, 1).cpu()
+        if image.isnan().any():
+            raise IdgenError("the VAE overflowed (the image would be black): use dtype bfloat16 or float32.")
+        return image
+
+    def _scale(self, latents: Tensor) -> Tensor:
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return (latents - shift) * self.vae.config.scaling_factor
+
+    def _unscale(self, latents: Tensor) -> Tensor:
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return latents / self.vae.config.scaling_factor + shift
+
+
+@contextmanager
+def explain_out_of_memory() -> Iterator[None]:
+    """Turn torch's out-of-memory error into one that names what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise OutOfMemory(
+            "the GPU ran out of memory: lower n, width or height, or load with offload='model' and vae_tiling=True."
+        ) from None
+
+
+def _load_pipe(source: str | Path, dtype: torch.dtype, config: str | Path | None, variant: str | None) -> Any:
+    import diffusers
+
+    path = Path(source)
+    if path.is_file():
+        return _load_single_file(path, dtype, config)
+    if path.is_dir():
+        index = path / "model_index.json"
+        if not index.is_file():
+            raise BadWeights(f"{path} is no diffusers folder: it has no model_index.json.")
+        try:
+            name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        except ValueError:
+            raise BadWeights(f"{index} is not valid JSON.") from None
+        if name not in FAMILIES:
+            raise BadWeights(f"{path} holds a {name}; idgen needs an SDXL or SD1.5 base model.")
+    elif path.suffix or str(source).count("/") != 1:
+        raise WeightsMissing(f"there is no base model at {source}: give a diffusers folder, a .safetensors file or a hub id.")
+    options: dict[str, Any] = {"dtype": dtype, "safety_checker": None, "feature_extractor": None}
+    if variant:
+        options["variant"] = variant
+    with _quiet():
+        try:
+            return diffusers.DiffusionPipeline.from_pretrained(str(source), **options)
+        except OSError as error:
+            if path.is_dir():
+                raise BadWeights(f"{path} is incomplete or damaged ({_first_line(error)}).") from None
+            raise WeightsMissing(
+                f"the base model {source!r} is not on this machine and could not be fetched ({_first_line(error)}). "
+                f"Fetch it with: hf download {source}"
+            ) from None
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise BadWeights(f"{source} is not a usable base model ({_first_line(error)}).") from None
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise BadWeights(f"{source} has a damaged safetensors file ({_first_line(error)}).") from None
+
+
+def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None) -> Any:
+    import diffusers
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            keys = set(file.keys())
+    except Exception as error:
+        raise BadWeights(f"{path} is damaged or no safetensors file ({_first_line(error)}).") from None
+    if not any(key.startswith("model.diffusion_model.") for key in keys):
+        raise BadWeights(f"{path} is no base model: it has no key that begins with 'model.diffusion_model.'.")
+    xl = any(key.startswith("conditioner.embedders.1.") for key in keys)
+    cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
+    options: dict[str, Any] = {"dtype": dtype}
+    if config is not None:
+        options |= {"config": str(config), "local_files_only": True}
+    if not xl:
+        options["safety_checker"] = None
+    with _quiet():
+        try:
+            return cls.from_single_file(str(path), **options)
+        except OSError as error:
+            raise WeightsMissing(
+                f"{path.name} is there, but diffusers' description of its architecture is not ({_first_line(error)}). "
+                "Connect once to the hub, or give a diffusers folder of the same base as config=."
+            ) from None
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise BadWeights(f"{path} is not a usable base model ({_first_line(error)}).") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the loaders' notes on absent safety checkers and per-component progress bars, not their errors."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before[0])
+        transformers_logging.set_verbosity(before[1])
+        diffusers_logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

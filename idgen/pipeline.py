@@ -1,0 +1,316 @@
+"""A loaded pipeline: requests in, portraits out."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from idgen.adapters.attention import check_backend
+from idgen.backbone import Backbone
+from idgen.conditioning import Conditioning, Start
+from idgen.errors import BadRequest, NoFaceFound
+from idgen.faces import FaceExtractor
+from idgen.identity import UNKNOWN, Identity
+from idgen.images import open_photo
+from idgen.method import Method, Order
+from idgen.portrait import Portrait
+from idgen.provenance import provenance
+from idgen.request import SEED_LIMIT, Request
+from idgen.sampler import Callback, draw, sample, seeded_noise
+from idgen.schedulers import make_scheduler
+
+
+class Pipeline:
+    """One method, or several at once, over a backbone. Make with :func:`idgen.load`."""
+
+    def __init__(
+        self, backbone: Backbone, methods: Sequence[Method], extractor: FaceExtractor | None, *, attention: str = "sdpa"
+    ) -> None:
+        self.backbone = backbone
+        self.methods = list(methods)
+        self.extractor = extractor
+        """Finds the face in photos and measures likeness; ``None`` when no face pack is here."""
+        self.attention = check_backend(attention)
+        if sum(m.speaks_text for m in methods) and len(methods) > 1:
+            raise BadRequest("arc2face replaces the UNet and the prompt, so it cannot be combined.", "pipeline")
+
+    @property
+    def name(self) -> str:
+        """``instantid``, or ``instantid+ip-adapter-faceid`` for two methods at once."""
+        return "+".join(method.name for method in self.methods)
+
+    def generate(
+        self,
+        who: Any = None,
+        prompt: str | None = None,
+        *,
+        callback: Callback | None = None,
+        latents: Tensor | None = None,
+        output: str = "image",
+        **fields: Any,
+    ) -> Any:
+        """Make ``n`` portraits of one person.
+
+        Args:
+            who: a photo, several photos of one person, or an :class:`idgen.Identity`.
+            prompt: what to show; ``None`` takes the method's default.
+            callback: called after each step with a :class:`idgen.sampler.Step`; returning ``False`` cancels.
+            latents: start noise (n, c, h, w) instead of seeded noise.
+            output: ``"image"`` for portraits, ``"latent"`` for the final latents (n, c, h, w).
+            fields: the other fields of :class:`idgen.request.Request`.
+        Raises:
+            BadRequest, BadImage, NoFaceFound, OutOfMemory, Cancelled.
+        """
+        request = Request.create(who=who, prompt=prompt, pipeline=self.name, **fields)
+        results = self.generate_many([request], callback=callback, latents=latents, output=output)
+        return results if output == "latent" else results[0]
+
+    def generate_many(
+        self,
+        requests: Sequence[Request],
+        *,
+        callback: Callback | None = None,
+        latents: Tensor | None = None,
+        output: str = "image",
+    ) -> Any:
+        """Run several requests in one batch; they may be for different people, prompts, seeds and scales.
+
+        Returns:
+            A list of portraits for each request; with ``output="latent"`` one tensor (B, c, h, w), in order.
+        Raises:
+            BadRequest: the requests differ in what a batch must share: size, steps, guidance, scheduler, strength.
+        """
+        if output not in ("image", "latent"):
+            raise BadRequest(f"output is {output!r}; choose 'image' or 'latent'.", "output")
+        orders = [self.order(request) for request in requests]
+        self._check_batch(orders)
+        conditioning = self.condition(orders)
+        start, generators = self._start(orders, latents)
+        first = orders[0]
+        with self.backbone.lock:
+            final = sample(
+                self.backbone,
+                conditioning,
+                start,
+                make_scheduler(first.scheduler, self.backbone.scheduler),
+                steps=first.steps,
+                guidance=first.guidance,
+                generators=generators,
+                callback=callback,
+                attention=self.attention,
+            )
+            if output == "latent":
+                return final.float().cpu()
+            pixels = torch.cat([self.backbone.decode(row[None]) for row in final])
+        return self._portraits(orders, pixels)
+
+    def condition(self, orders: Sequence[Order]) -> Conditioning:
+        """The conditioning of one run: of all methods, merged."""
+        parts = [method.condition(list(orders)) for method in self.methods]
+        merged = parts[0]
+        for part in parts[1:]:
+            merged = merged.merged(part)
+        return merged
+
+    def order(self, request: Request) -> Order:
+        """Decide every field that the request leaves open."""
+        defaults = self.methods[0].defaults
+        identity, embedding, pictures = self._who(request)
+        size = self._size(request)
+        pick = lambda value, default: default if value is None else value  # noqa: E731
+        seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+        if self.methods[0].name == "instantid" or request.pose is not None:
+            request = request.change(pose=self._pose(request))
+        return Order(
+            request=request,
+            identity=identity,
+            embedding=embedding,
+            pictures=pictures,
+            prompt=pick(request.prompt, defaults.prompt),
+            negative_prompt=pick(request.negative_prompt, defaults.negative_prompt),
+            width=size[0],
+            height=size[1],
+            steps=pick(request.steps, defaults.steps),
+            guidance=pick(request.guidance, defaults.guidance),
+            identity_scale=pick(request.identity_scale, defaults.identity_scale),
+            structure_scale=pick(request.structure_scale, defaults.structure_scale),
+            seeds=tuple((seed + k) % (SEED_LIMIT + 1) for k in range(request.n)),
+            scheduler=pick(request.scheduler, defaults.scheduler),
+        )
+
+    def _size(self, request: Request) -> tuple[int, int]:
+        side = self.backbone.default_size
+        default = (side, side)
+        public = {"sdxl": 1024, "sd15": 512}[self.backbone.family]
+        if self.methods[0].defaults.size is not None and side == public:
+            default = self.methods[0].defaults.size
+        if request.pose is not None and request.width is None and request.height is None and _is_picture(request.pose):
+            # As the original: without a size, the control image decides it, floored to multiples of 8.
+            pose = open_photo(request.pose)
+            if _is_drawing(pose):
+                default = (pose.width // 8 * 8, pose.height // 8 * 8)
+        return request.width or default[0], request.height or default[1]
+
+    def _who(self, request: Request) -> tuple[Identity | None, np.ndarray | None, tuple[Any, ...]]:
+        """The person, the embedding this pipeline reads, and the pictures an image encoder would see."""
+        who = request.who
+        wants_face = any(method.recogniser for method in self.methods)
+        if isinstance(who, Identity):
+            by = self.extractor.recogniser_name if self.extractor is not None and wants_face else who.recogniser
+            return who, who.for_recogniser(by), (who.crop,) if who.crop is not None else ()
+        if who is None:
+            if wants_face:
+                raise BadRequest(f"{self.name} needs a photo or an identity.", "who")
+            return None, None, ()
+        photos = list(who) if isinstance(who, (list, tuple)) else [who]
+        if not photos:
+            raise BadRequest("give at least one photo.", "who")
+        pictures = tuple(open_photo(photo) for photo in photos)
+        if not wants_face:
+            return None, None, pictures
+        extractor = self._extractor()
+        identity = Identity.from_photos(photos, extractor)
+        embedding = identity.embedding
+        if self.methods[0].each_photo:
+            embedding = np.stack([extractor.face(photo).embedding for photo in photos])
+        return identity, embedding, pictures
+
+    def _extractor(self) -> FaceExtractor:
+        if self.extractor is None:
+            from idgen.api import extractor_for
+
+            self.extractor = extractor_for(type(self.methods[0]), self.backbone)
+        return self.extractor
+
+    def _pose(self, request: Request) -> Any:
+        """Keypoints (5, 2) in output pixels, a drawing as it is, or ``None`` for the identity's own."""
+        pose = request.pose
+        if pose is None:
+            return None
+        if not _is_picture(pose):
+            points = np.asarray(pose, dtype=np.float32)
+            if points.shape != (5, 2) or not np.isfinite(points).all():
+                raise BadRequest("pose must be a photo, a keypoint drawing or finite keypoints of shape (5, 2).", "pose")
+            return points
+        picture = open_photo(pose)
+        if _is_drawing(picture):
+            return picture
+        face = self._extractor().face(picture)
+        size = self._size(request.change(pose=None))
+        scale = min(size[0] / picture.width, size[1] / picture.height)
+        margin = (np.array(size) - np.array(picture.size) * scale) / 2
+        return (face.keypoints * scale + margin).astype(np.float32)
+
+    def _check_batch(self, orders: list[Order]) -> None:
+        if not orders:
+            raise BadRequest("give at least one request.", "requests")
+        for name in ("width", "height", "steps", "guidance", "scheduler"):
+            if len({getattr(order, name) for order in orders}) > 1:
+                raise BadRequest(f"requests of one batch must share {name}.", name)
+        for name in ("strength", "structure_start", "structure_end", "guess_mode"):
+            if len({getattr(order.request, name) for order in orders}) > 1:
+                raise BadRequest(f"requests of one batch must share {name}.", name)
+        if len({order.request.image is None for order in orders}) > 1:
+            raise BadRequest("requests of one batch must all start from an image, or none.", "image")
+
+    def _start(self, orders: list[Order], latents: Tensor | None) -> tuple[Start, list[torch.Generator]]:
+        height, width = orders[0].height, orders[0].width
+        seeds = [seed for order in orders for seed in order.seeds]
+        shape = (len(seeds), self.backbone.latent_channels, height // self.backbone.vae_factor, width // self.backbone.vae_factor)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise BadRequest(f"latents have shape {tuple(latents.shape)}, this request needs {shape}.", "latents")
+        if orders[0].request.image is None:
+            noise, generators = seeded_noise(self.backbone, seeds, height, width)
+            return Start(noise if latents is None else latents), generators
+        request = orders[0].request
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        # The posterior is sampled before the noise is drawn, in diffusers' order, so that seeds agree with it.
+        encoded = []
+        for order, begin in zip(orders, _starts(orders)):
+            pixels = _pixels(order.request.image, width, height)
+            for generator in generators[begin : begin + len(order.seeds)]:
+                encoded.append(self.backbone.encode_image(pixels, [generator]))
+        mask = None
+        if request.mask is not None:
+            masks = [_mask(order.request.mask, shape[-1], shape[-2]) for order in orders for _ in order.seeds]
+            mask = torch.cat(masks)
+        noise = latents if latents is not None else draw(self.backbone, generators, height, width)
+        return Start(noise, torch.cat(encoded), request.strength, mask), generators
+
+    def _portraits(self, orders: list[Order], pixels: Tensor) -> list[list[Portrait]]:
+        arrays = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        results: list[list[Portrait]] = []
+        row = 0
+        for order in orders:
+            portraits = []
+            for seed in order.seeds:
+                image = Image.fromarray(arrays[row])
+                likeness, note = self.likeness(order.identity, image)
+                portraits.append(Portrait(image, seed, likeness, note, provenance(self, order)))
+                row += 1
+            results.append(portraits)
+        return results
+
+    def likeness(self, identity: Identity | None, image: Any) -> tuple[float | None, str | None]:
+        """The cosine between an identity and the face in a picture, or ``None`` and the reason."""
+        if identity is None:
+            return None, "this pipeline recognises no face"
+        if self.extractor is None:
+            return None, "no face pack is here to measure it"
+        if not {self.extractor.recogniser_name, UNKNOWN} & set(identity.embeddings):
+            return None, f"the identity was not made by {self.extractor.recogniser_name}"
+        try:
+            face = self.extractor.face(image)
+        except NoFaceFound:
+            return None, "no face was found in the result"
+        return float(identity.cosine(Identity(face.embedding, recogniser=self.extractor.recogniser_name))), None
+
+
+def _starts(orders: list[Order]) -> list[int]:
+    starts, position = [], 0
+    for order in orders:
+        starts.append(position)
+        position += len(order.seeds)
+    return starts
+
+
+def _is_picture(pose: Any) -> bool:
+    if isinstance(pose, (str, os.PathLike, bytes, Image.Image)):
+        return True
+    return getattr(pose, "ndim", 0) == 3
+
+
+def _is_drawing(picture: Any) -> bool:
+    """Whether a picture is a keypoint drawing: it is made of the drawing's colours alone, or nearly all black.
+
+    The colours are 0, 255 and 153 (the limbs' 0.6 x 255) in each channel; the second rule admits lossy copies.
+    """
+    array = np.asarray(picture)
+    if np.isin(array, (0, 153, 255)).all():
+        return bool((array.max(axis=-1) == 0).any())
+    return bool((array.max(axis=-1) < 16).mean() > 0.5 and (array > 239).any())
+
+
+def _pixels(image: Any, width: int, height: int) -> Tensor:
+    """A picture as the VAE's encoder takes it, (1, 3, height, width) in 0..1; a tensor of that shape passes through."""
+    if isinstance(image, Tensor):
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise BadRequest(f"image is a tensor of shape {tuple(image.shape)}; it must be (1, 3, H, W) in 0..1.", "image")
+        return image
+    photo = open_photo(image)
+    if photo.size != (width, height):
+        photo = photo.resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float() / 255
+
+
+def _mask(mask: Any, width: int, height: int) -> Tensor:
+    """A mask at latent resolution, (1, 1, h, w) of 0 or 1; white may change."""
+    small = open_photo(mask).convert("L").resize((width, height), Image.Resampling.BOX)
+    return (torch.from_numpy(np.array(small)).float() / 255 >= 0.5).float()[None, None]

@@ -1,0 +1,158 @@
+"""Prompts to text tokens: nothing is cut silently, ``(word:1.2)`` weights work, repeated prompts are encoded once."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idgen.backbone import Backbone
+from idgen.errors import BadRequest
+
+_WEIGHT = re.compile(r"\(([^()]+):\s*([0-9]*\.?[0-9]+)\s*\)")
+CACHE_SIZE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One prompt: ``tokens`` (1, T, D), T a multiple of the encoder's length; ``pooled`` (1, P) or None."""
+
+    tokens: Tensor
+    pooled: Tensor | None
+
+
+def split_weights(prompt: str) -> list[tuple[str, float]]:
+    """Split ``"a (red:1.3) hat"`` into ``[("a ", 1.0), ("red", 1.3), (" hat", 1.0)]``.
+
+    Only parentheses that end in ``:number`` carry a weight (the notation of the field's user interfaces); all others
+    are ordinary text.
+
+    Raises:
+        BadRequest: a weight is above 3 (the picture would burn).
+    """
+    parts: list[tuple[str, float]] = []
+    position = 0
+    for match in _WEIGHT.finditer(prompt):
+        weight = float(match[2])
+        if not math.isfinite(weight) or weight > 3:
+            raise BadRequest(f"the weight {match[2]} of {match[1]!r} is above 3; use 0 to 3.", "prompt")
+        if match.start() > position:
+            parts.append((prompt[position : match.start()], 1.0))
+        parts.append((match[1], weight))
+        position = match.end()
+    if position < len(prompt) or not parts:
+        parts.append((prompt[position:], 1.0))
+    return parts
+
+
+@torch.no_grad()
+def encode_prompt(backbone: Backbone, prompt: str) -> Encoded:
+    """Encode one prompt, or return it from the backbone's cache.
+
+    A prompt that fits the encoder and has no weights takes exactly diffusers' way. Longer ones are encoded in chunks of
+    the encoder's length, and weights are applied to the embeddings, both by compel.
+    """
+    cache = backbone.text_cache
+    if prompt not in cache:
+        parts = split_weights(prompt)
+        plain = len(parts) == 1 and parts[0][1] == 1.0 and _fits(backbone, prompt)
+        if len(cache) >= CACHE_SIZE:
+            cache.pop(next(iter(cache)))
+        cache[prompt] = _encode_plain(backbone, prompt) if plain else _encode_weighted(backbone, parts)
+    return cache[prompt]
+
+
+def encode_negative(backbone: Backbone, prompt: str | None) -> Encoded:
+    """The negative half. ``None`` means none at all: zeros where the base asks for them (SDXL), else the empty prompt."""
+    if prompt is None and backbone.pipe.config.get("force_zeros_for_empty_prompt"):
+        empty = encode_prompt(backbone, "")
+        return Encoded(torch.zeros_like(empty.tokens), None if empty.pooled is None else torch.zeros_like(empty.pooled))
+    return encode_prompt(backbone, prompt or "")
+
+
+def pad_together(items: list[Encoded], backbone: Backbone) -> Tensor:
+    """Stack prompts of different numbers of chunks: shorter ones are filled with the empty prompt. (B, T, D)."""
+    longest = max(item.tokens.shape[1] for item in items)
+    rows = []
+    for item in items:
+        row = item.tokens
+        while row.shape[1] < longest:
+            row = torch.cat([row, encode_prompt(backbone, "").tokens], dim=1)
+        rows.append(row)
+    return torch.cat(rows)
+
+
+def _encoders(backbone: Backbone) -> list[tuple[Any, Any]]:
+    pipe = backbone.pipe
+    pairs = [(pipe.tokenizer, pipe.text_encoder)]
+    if backbone.family == "sdxl":
+        pairs.append((pipe.tokenizer_2, pipe.text_encoder_2))
+    return pairs
+
+
+def _fits(backbone: Backbone, prompt: str) -> bool:
+    converted = _convert(backbone, prompt)
+    return all(
+        len(tokenizer(text)["input_ids"]) <= tokenizer.model_max_length
+        for (tokenizer, _), text in zip(_encoders(backbone), converted)
+    )
+
+
+def _convert(backbone: Backbone, prompt: str) -> list[str]:
+    """Multi-vector textual-inversion tokens are spelt out, as diffusers' pipelines do."""
+    return [backbone.pipe.maybe_convert_prompt(prompt, tokenizer) for tokenizer, _ in _encoders(backbone)]
+
+
+def _encode_plain(backbone: Backbone, prompt: str) -> Encoded:
+    if backbone.family == "sdxl":
+        tokens, _, pooled, _ = backbone.pipe.encode_prompt(
+            prompt, device=backbone.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return Encoded(tokens.to(backbone.dtype), pooled.to(backbone.dtype))
+    tokens, _ = backbone.pipe.encode_prompt(
+        prompt, device=backbone.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return Encoded(tokens.to(backbone.dtype), None)
+
+
+def _encode_weighted(backbone: Backbone, parts: list[tuple[str, float]]) -> Encoded:
+    from compel import DiffusersTextualInversionManager
+    from compel.embeddings_provider import EmbeddingsProvider, ReturnedEmbeddingsType, SplitLongTextMode
+
+    xl = backbone.family == "sdxl"
+    kind = (
+        ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
+        if xl
+        else ReturnedEmbeddingsType.LAST_HIDDEN_STATES_NORMALIZED
+    )
+    texts, weights = [text for text, _ in parts], [weight for _, weight in parts]
+    halves = []
+    for tokenizer, encoder in _encoders(backbone):
+        provider = EmbeddingsProvider(
+            tokenizer,
+            encoder,
+            textual_inversion_manager=DiffusersTextualInversionManager(backbone.pipe),
+            dtype_for_device_getter=lambda _: backbone.dtype,
+            truncate=False,
+            returned_embeddings_type=kind,
+            split_long_text_mode=SplitLongTextMode.PHRASES,
+            device=str(backbone.device),
+        )
+        halves.append(provider.get_embeddings_for_weighted_prompt_fragments([texts], [weights], device=backbone.device))
+    longest = max(half.shape[1] for half in halves)
+    halves = [_repeat_to(half, longest) for half in halves]
+    tokens = torch.cat(halves, dim=-1).to(backbone.dtype)
+    # The pooled vector has no weights and no chunks: it is that of the text's beginning, as in every SDXL interface.
+    pooled = _encode_plain(backbone, "".join(texts)).pooled if xl else None
+    return Encoded(tokens, pooled)
+
+
+def _repeat_to(tokens: Tensor, length: int) -> Tensor:
+    """Two tokenizers may need different numbers of chunks; the shorter repeats its last."""
+    while tokens.shape[1] < length:
+        tokens = torch.cat([tokens, tokens[:, -(length - tokens.shape[1]) :]], dim=1)
+    return tokens

@@ -1,0 +1,154 @@
+"""IP-Adapter FaceID and its kin: a face-recognition embedding instead of CLIP features, and a LoRA that helps it along.
+
+Source: repository tencent-ailab/IP-Adapter, ``ip_adapter_faceid.py``; weights h94/IP-Adapter-FaceID.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from idgen.adapters.checkpoints import read_adapter
+from idgen.adapters.image_encoder import ImageEncoder
+from idgen.adapters.projections import FacePlusProjection, MLPProjection
+from idgen.conditioning import Conditioning, TokenStream
+from idgen.errors import BadRequest, BadWeights
+from idgen.method import Defaults, Files, Method, Order, Weight, per_image, scales, unit
+from idgen.pipelines.ip_adapter import NEGATIVE_PROMPT, PROMPT
+from idgen.registry import register
+
+BUFFALO = {"sdxl": "buffalo_l", "sd15": "buffalo_l", "mini-xl": "mini-faces"}
+
+
+class FaceID(Method):
+    """Common to all FaceID variants. The adapter's LoRA stays on at every identity scale, as in the original."""
+
+    recogniser = BUFFALO
+    defaults = Defaults(prompt=PROMPT, negative_prompt=NEGATIVE_PROMPT)
+    options = {"normalise": True}
+    """``normalise``: L2-normalise the embedding; the ``unnorm`` portrait file wants it raw."""
+
+    def __init__(self, backbone: Any, files: Files) -> None:
+        super().__init__(backbone, files)
+        self.adapter = read_adapter(files.paths["adapter"]).to(backbone.device, backbone.dtype)
+        projection = self.adapter.projection
+        plus = isinstance(projection, FacePlusProjection)
+        if not isinstance(projection, MLPProjection) or plus != self.plus:
+            raise BadWeights(
+                f"{files.paths['adapter']} is not a file for {self.name}: "
+                + ("it has no 'perceiver_resampler'." if self.plus else "its projection is of another kind.")
+            )
+
+    plus = False
+
+    def condition(self, orders: list[Order]) -> Conditioning:
+        positive, negative = zip(*(self.tokens(order) for order in orders))
+        widest = max(tokens.shape[1] for tokens in positive)
+        if any(tokens.shape[1] != widest for tokens in positive):
+            raise BadRequest("identities of one batch must have the same number of photos for this pipeline.", "who")
+        stream = TokenStream(
+            self.adapter.stream,
+            per_image(orders, positive),
+            per_image(orders, negative),
+            scales(orders, lambda order: order.identity_scale),
+        )
+        return Conditioning(self.text(orders), [stream], loras=[self.adapter.lora] if self.adapter.lora else [])
+
+    def tokens(self, order: Order) -> tuple[Tensor, Tensor]:
+        """Identity tokens (1, N, C) of the person and of nobody (a zero embedding through the same projection)."""
+        embedding = self.embedding(order)
+        return self.adapter.projection(embedding), self.adapter.projection(torch.zeros_like(embedding))
+
+    def embedding(self, order: Order) -> Tensor:
+        """(1, 512)"""
+        rows = self._rows(order)
+        if self.option["normalise"]:
+            rows = unit(unit(rows).mean(0, keepdims=True))
+        return torch.from_numpy(rows.mean(0, keepdims=True)).to(self.backbone.device, self.backbone.dtype)
+
+    def _rows(self, order: Order) -> np.ndarray:
+        """The raw embeddings, [k, 512]."""
+        if order.embedding is None:
+            raise BadRequest(f"{self.name} needs a photo or an identity.", "who")
+        return order.embedding.reshape(-1, 512)
+
+
+class FaceIDPlus(FaceID):
+    """FaceID tokens refined by CLIP features of the aligned face crop."""
+
+    plus = True
+    shortcut = True
+
+    def __init__(self, backbone: Any, files: Files) -> None:
+        super().__init__(backbone, files)
+        if "image_encoder" not in files.paths:
+            raise BadRequest(f"{self.name} needs an image encoder: load it with image_encoder=FOLDER.", "image_encoder")
+        self.encoder = ImageEncoder.load(files.paths["image_encoder"], backbone.device, backbone.dtype)
+
+    def tokens(self, order: Order) -> tuple[Tensor, Tensor]:
+        embedding = self.embedding(order)
+        crop = order.identity.crop if order.identity is not None else None
+        if crop is not None and crop.size == (256, 256) and self.backbone.family == "sd15":
+            # SDXL's adapters were trained on 256-pixel aligned crops, SD1.5's on the tighter 224.
+            crop = order.identity.aligned_crop(224)
+        if crop is None:
+            raise BadRequest(f"{self.name} needs a face crop beside the embedding: make the identity from a photo.", "who")
+        project, weight = self.adapter.projection, order.structure_scale
+        person = project(embedding, self.encoder.patches([crop]), self.shortcut, weight)
+        nobody = project(torch.zeros_like(embedding), self.encoder.blank_patches(), self.shortcut, weight)
+        return person, nobody
+
+
+@register("ip-adapter-faceid")
+class IPAdapterFaceID(FaceID):
+    """4 tokens from the face embedding alone."""
+
+    description = "face embedding only: free in pose, hair and expression"
+    weights = {
+        "sdxl": {"adapter": Weight("ip-adapter-faceid_sdxl")},
+        "sd15": {"adapter": Weight("ip-adapter-faceid_sd15")},
+        "mini-xl": {"adapter": Weight("ip-adapter-faceid_mini-xl")},
+    }
+
+
+@register("ip-adapter-faceid-plus")
+class IPAdapterFaceIDPlus(FaceIDPlus):
+    """The first Plus: the refinement replaces the FaceID tokens."""
+
+    description = "face embedding and face picture (first version; SD1.5 only)"
+    shortcut = False
+    weights = {"sd15": {"adapter": Weight("ip-adapter-faceid-plus_sd15"), "image_encoder": Weight("clip-vit-h")}}
+
+
+@register("ip-adapter-faceid-plusv2")
+class IPAdapterFaceIDPlusV2(FaceIDPlus):
+    """The refinement is added to the FaceID tokens; ``structure_scale`` weighs it."""
+
+    description = "face embedding and face picture, weighed by structure_scale: the best of the FaceID family"
+    weights = {
+        "sdxl": {"adapter": Weight("ip-adapter-faceid-plusv2_sdxl"), "image_encoder": Weight("clip-vit-h")},
+        "sd15": {"adapter": Weight("ip-adapter-faceid-plusv2_sd15"), "image_encoder": Weight("clip-vit-h")},
+        "mini-xl": {"adapter": Weight("ip-adapter-faceid-plusv2_mini-xl"), "image_encoder": Weight("mini-image-encoder")},
+    }
+
+
+@register("ip-adapter-faceid-portrait")
+class IPAdapterFaceIDPortrait(FaceID):
+    """16 tokens for each of several photos of the person (the authors use 5); no LoRA."""
+
+    each_photo = True
+    description = "16 tokens for each of several photos of the person (best with 5)"
+    weights = {
+        "sdxl": {"adapter": Weight("ip-adapter-faceid-portrait_sdxl")},
+        "sd15": {"adapter": Weight("ip-adapter-faceid-portrait_sd15")},
+    }
+
+    def embedding(self, order: Order) -> Tensor:
+        """(1, k, 512): every photo of the person by itself, not their mean."""
+        rows = self._rows(order)
+        if self.option["normalise"]:
+            rows = unit(rows)
+        return torch.from_numpy(rows.copy())[None].to(self.backbone.device, self.backbone.dtype)

@@ -1,0 +1,33 @@
+"""Options and paths shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The models of the tests are tiny: more threads only wait for each other, minutes long on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED_PARITY = REPOSITORY.parent / "shared" / "parity"
+BUNDLED_PARITY = Path(__file__).parent / "data" / "parity"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity-root", default=None, help="a folder of parity packs to replay instead of the usual ones")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "parity_case" in metafunc.fixturenames:
+        from tests.parity import find_cases
+
+        given = metafunc.config.getoption("--parity-root")
+        roots = [Path(given)] if given else [root for root in (BUNDLED_PARITY, SHARED_PARITY) if root.is_dir()]
+        if given and not roots[0].is_dir():
+            raise pytest.UsageError(f"--parity-root {given}: there is no such folder")
+        cases = [case for root in roots for case in find_cases(root)]
+        names = [f"{'bundled' if case.root == BUNDLED_PARITY else 'shared'}:{case.id}" for case in cases]
+        metafunc.parametrize("parity_case", cases, ids=names if not given else [case.id for case in cases])
