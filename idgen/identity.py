@@ -41,7 +41,7 @@ class Identity:
         embedding: raw (not normalised) features, [512] or [k, 512] (k features of one person, which InstantID fuses),
             made by the recogniser of that name; or a dict of them by recogniser, the preferred one first.
         keypoints: [5, 2] pixels (x, y) in a photo of `keypoints_size` (width, height); float32 stays so, else float64.
-        crop: aligned square crop of the face, best of 256 pixels (`Face.crop(256)`), from which smaller ones are cut.
+        crop: aligned crop of the face, best of 256 x 256 pixels (`Face.crop(256)`), from which smaller ones are cut.
 
         Raises `BadRequest` for shapes that differ, values that are not finite and embeddings of zeros, `BadImage` for
         a crop that is no image.
@@ -124,16 +124,22 @@ class Identity:
         """Return the aligned crop at 112, 224 or 256 pixels, with the geometry of `Face.crop` where that can be had.
 
         224 is cut out of 256: both scale ArcFace's template by two, so that is the same picture (within one grey level
-        of rounding). Raises `BadRequest` when the identity has no crop or `size` is another.
+        of rounding). A crop that is not square was not aligned here, and is handed on as it is.
+
+        Raises `BadRequest` when the identity has no crop or `size` is another.
         """
         if self._crop is None:
             raise BadRequest(f"{self!r} has no crop of the face. Make it from a photo, or hand in crop=.", field="crop")
         if size not in (112, 224, 256):
             raise BadRequest(f"crop size {size}: it is 112, 224 or 256.", field="size")
         crop = Image.fromarray(self._crop)
-        if crop.width == 256 and size < 256:
+        if crop.size == (256, 256) and size < 256:
             crop = crop.crop((16, 0, 240, 224))
-        return crop if crop.width == size else crop.resize((size, size), Image.Resampling.LANCZOS)
+        return (
+            crop
+            if crop.width == size or crop.width != crop.height
+            else crop.resize((size, size), Image.Resampling.LANCZOS)
+        )
 
     def for_recogniser(self, name: str) -> np.ndarray:
         """Return the raw feature that the recogniser `name` made, [512] or [k, 512] float32.

@@ -84,5 +84,5 @@ def share(t: Any) -> float:
 
 
 def crop(value: Any) -> np.ndarray:
-    """Return a picture as read-only [H, W, 3] uint8."""
+    """Return a picture as read-only [H, W, 3] uint8; not only squares, since reference crops come in any shape."""
     return frozen(np.asarray(open_photo(value)), np.uint8)

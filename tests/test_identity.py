@@ -272,6 +272,7 @@ def test_smaller_crops_cut_from_the_kept_one_are_those_of_the_photo(extractor):
 
 def test_a_crop_of_the_asked_size_is_handed_on_untouched():
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    assert Identity(_vector(0), crop=pixels[:100]).aligned_crop(224).size == (224, 100), "not square: not aligned by us"
     assert np.array_equal(np.asarray(Identity(_vector(0), crop=pixels).aligned_crop(224)), pixels)
 
 
