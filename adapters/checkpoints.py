@@ -118,7 +118,9 @@ def read_adapter(path: Path | str) -> AdapterFile:
         letter = "v" if number in keys else "k"
         raise BadWeights(f"{path} lacks the key 'ip_adapter.{number}.to_{letter}_ip.weight'.")
     return AdapterFile(
-        build_projection(projection, str(path)), StreamWeights(keys, values), _lora_weights(lora, path) if lora else None
+        build_projection(projection, str(path)),
+        StreamWeights(keys, values),
+        _lora_weights(lora, path) if lora else None,
     )
 
 

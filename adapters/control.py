@@ -31,7 +31,9 @@ class _Remembered(nn.Module):
 class ControlRun:
     """One ControlNet during one request. A context manager; on exit the model is as it was."""
 
-    def __init__(self, model: Any, image: Tensor, scale: Tensor, tokens: Tensor, guess_mode: bool, backend: str) -> None:
+    def __init__(
+        self, model: Any, image: Tensor, scale: Tensor, tokens: Tensor, guess_mode: bool, backend: str
+    ) -> None:
         """image (R, 3, H, W) in 0..1, scale (R,), tokens (R, N, D) for the R rows of the UNet batch."""
         self.model = model
         self.image = image
@@ -51,7 +53,9 @@ class ControlRun:
         self.model.controlnet_cond_embedding = self._embedding
         self.bank.__exit__(*error)
 
-    def residuals(self, sample: Tensor, timestep: Tensor, added: dict[str, Tensor] | None) -> tuple[list[Tensor], Tensor]:
+    def residuals(
+        self, sample: Tensor, timestep: Tensor, added: dict[str, Tensor] | None
+    ) -> tuple[list[Tensor], Tensor]:
         """Residuals for the skip connections and the middle block, already scaled."""
         down, mid = self.model(
             sample,

@@ -18,7 +18,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def clip_pixels(image: Image.Image, size: int = 224) -> Tensor:
-    """An RGB image as CLIP reads it, (1, 3, size, size): shortest edge to ``size`` (PIL bicubic), centre crop, normalised.
+    """An RGB image as CLIP reads it, (1, 3, size, size): shortest edge to ``size`` by PIL bicubic, cut to the middle.
 
     The default settings of transformers' ``CLIPImageProcessor``; written out here because its newer backends resize
     differently from PIL.
@@ -71,7 +71,9 @@ class ImageEncoder:
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             wrong = [k for k in info[what] if not str(k).endswith("position_ids")]
             if wrong:
-                raise BadWeights(f"{folder} is not the image encoder its config describes: {what[:-5]} key {wrong[0]!r}.")
+                raise BadWeights(
+                    f"{folder} is not the image encoder its config describes: {what[:-5]} key {wrong[0]!r}."
+                )
         return cls(model.to(device).eval().requires_grad_(False))
 
     @torch.no_grad()
@@ -86,7 +88,7 @@ class ImageEncoder:
 
     @torch.no_grad()
     def blank_patches(self) -> Tensor:
-        """:meth:`patches` of an all-zero pixel tensor (zero after normalisation), (1, S, W): the unconditional input."""
+        """:meth:`patches` of pixels that are zero after normalisation, (1, S, W): the unconditional input."""
         pixels = torch.zeros(1, 3, self.size, self.size, device=self.model.device, dtype=self.model.dtype)
         return self.model(pixels, output_hidden_states=True).hidden_states[-2]
 

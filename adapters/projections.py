@@ -56,9 +56,7 @@ class PatchProjection(nn.Module):
 
     def __init__(self, width_in: int, hidden: int, width: int) -> None:
         super().__init__()
-        self.proj = nn.Sequential(
-            nn.Linear(width_in, hidden), nn.GELU(), nn.Linear(hidden, width), nn.LayerNorm(width)
-        )
+        self.proj = nn.Sequential(nn.Linear(width_in, hidden), nn.GELU(), nn.Linear(hidden, width), nn.LayerNorm(width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)

@@ -15,6 +15,8 @@ from idgen.method import Files, Method
 from idgen.pipeline import Pipeline
 from idgen.portrait import Portrait
 from idgen.registry import method, methods, needed_entries, pipelines
+from idgen.weights.licences import commercial_only
+from idgen.weights.manifest import load_manifest
 
 log = logging.getLogger("idgen")
 
@@ -70,14 +72,19 @@ def load(
     if isinstance(base, str) and base in BASES:
         for cls in classes:
             if base not in cls.bases():
-                raise BadRequest(f"{cls.name} has no weights for {base!r}; it runs on {', '.join(cls.bases())}.", "base")
+                raise BadRequest(
+                    f"{cls.name} has no weights for {base!r}; it runs on {', '.join(cls.bases())}.", "base"
+                )
         _refuse_licence(classes, base)
     elif len(classes) == 1 and not paths and classes[0].weights and not isinstance(base, Backbone):
         _refuse_licence(classes, None)
     with _lock:
-        backbone = base if isinstance(base, Backbone) else _backbone(
-            base, device=device, dtype=dtype, offload=offload, vae_slicing=vae_slicing, vae_tiling=vae_tiling, config=config
-        )  # fmt: skip
+        memory = {"offload": offload, "vae_slicing": vae_slicing, "vae_tiling": vae_tiling}
+        backbone = (
+            base
+            if isinstance(base, Backbone)
+            else _backbone(base, device=device, dtype=dtype, config=config, **memory)
+        )
         loaded = [
             cls(backbone, Files(_paths(cls, _base_name(backbone, base), paths), _own_options(cls, options, classes)))
             for cls in classes
@@ -228,8 +235,6 @@ def _allowed(cls: type[Method], base: str) -> bool:
 
 def _refuse_licence(classes: list[type[Method]], base: str | None) -> None:
     """With ``IDGEN_COMMERCIAL_ONLY``, refuse a pipeline that would use a weight whose licence forbids it."""
-    from idgen.weights.store import commercial_only
-
     if not commercial_only():
         return
     for cls in classes:
@@ -258,7 +263,8 @@ def _backbone(base: Any, **settings: Any) -> Backbone:
                 "using mini, the small bundled model set: it knows synthetic heads only. "
                 "For real people: idgen weights pull sdxl instantid --accept-licence"
             )
-        _backbones[key] = Backbone.load(source, device=device, dtype=dtype, **settings)
+        variant = load_manifest()[base].variant if base in BASES and base not in MINI else None
+        _backbones[key] = Backbone.load(source, device=device, dtype=dtype, variant=variant, **settings)
         _backbones[key].source = str(base)
     return _backbones[key]
 
@@ -284,7 +290,8 @@ def _paths(cls: type[Method], base: str, explicit: dict[str, Path]) -> dict[str,
         paths[role] = next((path for path in inside if path.exists()), inside[0] if inside else root)
     if base not in cls.weights and not paths:
         raise BadRequest(
-            f"{cls.name} has no weights for {base!r}; it runs on {', '.join(cls.bases())}. Or give adapter=FILE.", "base"
+            f"{cls.name} has no weights for {base!r}; it runs on {', '.join(cls.bases())}. Or give adapter=FILE.",
+            "base",
         )
     return paths
 

@@ -30,8 +30,12 @@ def choose_device(device: str = "auto") -> tuple[str, str]:
         if kind not in ("cpu", "cuda", "mps"):
             raise BadRequest(f"device {device!r} is unknown; choose auto, cpu, cuda, cuda:N or mps.", "device")
         if (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
-            cure = "install a CUDA build of torch and the NVIDIA driver" if kind == "cuda" else "use macOS 12.3 or later"
-            raise BadRequest(f"device {device!r} was asked for, but torch sees none; {cure}, or use --device cpu.", "device")
+            cure = (
+                "install a CUDA build of torch and the NVIDIA driver" if kind == "cuda" else "use macOS 12.3 or later"
+            )
+            raise BadRequest(
+                f"device {device!r} was asked for, but torch sees none; {cure}, or use --device cpu.", "device"
+            )
         return device, "asked for"
     if cuda:
         return "cuda", f"torch sees {torch.cuda.get_device_name(0)}"
@@ -74,6 +78,7 @@ class Backbone:
         """Held while the sampler runs: one UNet serves one run at a time."""
         self.text_cache: dict[Any, Any] = {}
         self.preview_map: Tensor | None = None
+        self._lora_scales: dict[str, float] = {}
 
     @classmethod
     def load(
@@ -121,7 +126,7 @@ class Backbone:
             pipe.enable_sequential_cpu_offload(device=device)
         else:
             pipe.to(device)
-        if dtype == "float16" and not getattr(pipe.vae.config, "force_upcast", True) is False:
+        if dtype == "float16" and getattr(pipe.vae.config, "force_upcast", True) is not False:
             pipe.vae.to(torch.float32)
         if vae_slicing:
             pipe.vae.enable_slicing()
@@ -174,20 +179,19 @@ class Backbone:
                 self.pipe.load_lora_weights(str(source), adapter_name=name)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise BadWeights(f"{source} is not a LoRA for this {self.family} base ({_first_line(error)}).") from None
-        weights = {n: 1.0 for n in self.loras()} | getattr(self, "_lora_scales", {}) | {name: scale}
-        self._lora_scales = weights
-        self.pipe.set_adapters(list(weights), list(weights.values()))
+        self._lora_scales[name] = scale
+        self.pipe.set_adapters(list(self._lora_scales), list(self._lora_scales.values()))
         self.text_cache.clear()
 
     def unload_loras(self) -> None:
         """Take all user LoRAs out again."""
         self.pipe.unload_lora_weights()
-        self._lora_scales: dict[str, float] = {}
+        self._lora_scales.clear()
         self.text_cache.clear()
 
     def loras(self) -> list[str]:
         """Names of the loaded user LoRAs."""
-        return sorted({name for names in self.pipe.get_list_adapters().values() for name in names})
+        return list(self._lora_scales)
 
     def load_embedding(self, source: str | Path, token: str | None = None) -> None:
         """Load a textual-inversion embedding through diffusers.
@@ -198,7 +202,9 @@ class Backbone:
         try:
             self.pipe.load_textual_inversion(str(source), token=token)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BadWeights(f"{source} is not an embedding for this {self.family} base ({_first_line(error)}).") from None
+            raise BadWeights(
+                f"{source} is not an embedding for this {self.family} base ({_first_line(error)})."
+            ) from None
         self.text_cache.clear()
 
     @torch.no_grad()
@@ -272,7 +278,9 @@ def _load_pipe(source: str | Path, dtype: torch.dtype, config: str | Path | None
         if name not in FAMILIES:
             raise BadWeights(f"{path} holds a {name}; idgen needs an SDXL or SD1.5 base model.")
     elif path.suffix or str(source).count("/") != 1:
-        raise WeightsMissing(f"there is no base model at {source}: give a diffusers folder, a .safetensors file or a hub id.")
+        raise WeightsMissing(
+            f"there is no base model at {source}: give a diffusers folder, a .safetensors file or a hub id."
+        )
     options: dict[str, Any] = {"dtype": dtype, "safety_checker": None, "feature_extractor": None}
     if variant:
         options["variant"] = variant

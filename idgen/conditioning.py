@@ -62,7 +62,7 @@ class ControlBranch:
     start: float = 0.0
     end: float = 1.0
     guess_mode: bool = False
-    """Weigh the residuals from 0.1 at the outermost skip to 1 at the middle block (ControlNet repository, guess mode)."""
+    """Weigh the residuals from 0.1 at the outermost skip to 1 at the middle block (as the ControlNet repository)."""
 
     def keep(self, step: int, steps: int) -> bool:
         """Whether the branch runs at ``step`` of ``steps``: the whole step must lie inside [start, end]."""

@@ -197,7 +197,9 @@ class Pipeline:
         if not _is_picture(pose):
             points = np.asarray(pose, dtype=np.float32)
             if points.shape != (5, 2) or not np.isfinite(points).all():
-                raise BadRequest("pose must be a photo, a keypoint drawing or finite keypoints of shape (5, 2).", "pose")
+                raise BadRequest(
+                    "pose must be a photo, a keypoint drawing or finite keypoints of shape (5, 2).", "pose"
+                )
             return points
         picture = open_photo(pose)
         if _is_drawing(picture):
@@ -223,7 +225,12 @@ class Pipeline:
     def _start(self, orders: list[Order], latents: Tensor | None) -> tuple[Start, list[torch.Generator]]:
         height, width = orders[0].height, orders[0].width
         seeds = [seed for order in orders for seed in order.seeds]
-        shape = (len(seeds), self.backbone.latent_channels, height // self.backbone.vae_factor, width // self.backbone.vae_factor)
+        shape = (
+            len(seeds),
+            self.backbone.latent_channels,
+            height // self.backbone.vae_factor,
+            width // self.backbone.vae_factor,
+        )
         if latents is not None and tuple(latents.shape) != shape:
             raise BadRequest(f"latents have shape {tuple(latents.shape)}, this request needs {shape}.", "latents")
         if orders[0].request.image is None:
@@ -302,7 +309,9 @@ def _pixels(image: Any, width: int, height: int) -> Tensor:
     """A picture as the VAE's encoder takes it, (1, 3, height, width) in 0..1; a tensor of that shape passes through."""
     if isinstance(image, Tensor):
         if image.ndim != 4 or image.shape[1] != 3:
-            raise BadRequest(f"image is a tensor of shape {tuple(image.shape)}; it must be (1, 3, H, W) in 0..1.", "image")
+            raise BadRequest(
+                f"image is a tensor of shape {tuple(image.shape)}; it must be (1, 3, H, W) in 0..1.", "image"
+            )
         return image
     photo = open_photo(image)
     if photo.size != (width, height):

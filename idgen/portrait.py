@@ -86,5 +86,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     except ValueError:
         data = None
     if not isinstance(data, dict) or "request" not in data:
-        raise BadImage(f"{path} carries no idgen metadata; only PNGs saved by idgen do (copies by other tools may not).")
+        raise BadImage(
+            f"{path} carries no idgen metadata; only PNGs saved by idgen do (copies by other tools may not)."
+        )
     return data

@@ -48,13 +48,18 @@ def hash_weights(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weight_hashes(pipeline: Pipeline) -> dict[str, str]:
+    """sha256 of every weight of a pipeline, by method and role."""
+    return {
+        f"{method.name}:{role}": hash_weights(path)
+        for method in pipeline.methods
+        for role, path in method.files.paths.items()
+    }
+
+
 def provenance(pipeline: Pipeline, order: Order) -> dict[str, Any]:
     """JSON-serialisable: the request with every field decided, the weights' hashes, the versions."""
     request = order.request
-    weights = {}
-    for method in pipeline.methods:
-        for role, path in method.files.paths.items():
-            weights[f"{method.name}:{role}"] = {"name": path.name, "sha256": hash_weights(path)}
     record: dict[str, Any] = {
         "prompt": order.prompt,
         "negative_prompt": order.negative_prompt,
@@ -69,12 +74,14 @@ def provenance(pipeline: Pipeline, order: Order) -> dict[str, Any]:
         "structure_end": request.structure_end,
         "guess_mode": request.guess_mode,
         "scheduler": order.scheduler,
+        "strength": request.strength,
     }
     return {
         "request": record,
         "base": pipeline.backbone.source,
         "dtype": str(pipeline.backbone.dtype).removeprefix("torch."),
-        "weights": weights,
+        "options": {name: value for method in pipeline.methods for name, value in method.files.options.items()},
+        "weights": weight_hashes(pipeline),
         "versions": versions(),
         "inputs": _inputs(order),
     }

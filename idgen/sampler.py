@@ -80,8 +80,8 @@ def sample(
 
     Args:
         scheduler: a fresh one; see :func:`idgen.schedulers.make_scheduler`.
-        guidance: g of classifier-free guidance (arXiv:2207.12598, as parametrised by Imagen: eps_u + g (eps_c - eps_u));
-            up to 1 the unconditional half is not computed.
+        guidance: g of classifier-free guidance, eps_u + g (eps_c - eps_u) (arXiv:2207.12598 in Imagen's form); up to
+            1 the unconditional half is not computed.
         generators: one an image, for schedulers that add noise at each step.
         attention: see :data:`idgen.adapters.attention.BACKENDS`.
     Returns:
@@ -96,7 +96,11 @@ def sample(
     noise = start.noise.to(device, dtype)
     scheduler.set_timesteps(steps, device=device)
     timesteps = _timesteps(scheduler, steps, start.strength if x0 is not None else 1.0)
-    x = noise * scheduler.init_noise_sigma if x0 is None else scheduler.add_noise(x0, noise, timesteps[:1].expand(len(x0)))
+    x = (
+        noise * scheduler.init_noise_sigma
+        if x0 is None
+        else scheduler.add_noise(x0, noise, timesteps[:1].expand(len(x0)))
+    )
     mask = None if start.mask is None else start.mask.to(device, dtype)
     context, added = _text(conditioning, guided, device, dtype)
     state = _attention_state(conditioning, guided, attention, x)
@@ -130,7 +134,9 @@ def sample(
             x = result.prev_sample
             clean = getattr(result, "pred_original_sample", None)
             if mask is not None and x0 is not None:
-                kept = x0 if i + 1 == total else scheduler.add_noise(x0, noise, timesteps[i + 1 : i + 2].expand(len(x0)))
+                kept = (
+                    x0 if i + 1 == total else scheduler.add_noise(x0, noise, timesteps[i + 1 : i + 2].expand(len(x0)))
+                )
                 x = mask * x + (1 - mask) * kept
             if callback is not None:
                 step = Step(i, total, int(t), x, eps, combined, residuals, x if clean is None else clean, backbone)
@@ -177,8 +183,10 @@ def _attention_state(conditioning: Conditioning, guided: bool, attention: str, x
     return AttentionState(streams, loras, attention, aspect=x.shape[-1] / x.shape[-2])
 
 
-def _control_run(branch: ControlBranch, guided: bool, context: Tensor, attention: str, device: Any, dtype: Any) -> ControlRun:
-    """With guess mode the branch acts on the conditional half only (ControlNet repository); its scale is 0 elsewhere."""
+def _control_run(
+    branch: ControlBranch, guided: bool, context: Tensor, attention: str, device: Any, dtype: Any
+) -> ControlRun:
+    """In guess mode the branch acts on the conditional half only (ControlNet repository): 0 elsewhere."""
     twice = (lambda t: torch.cat([t, t])) if guided else (lambda t: t)
     scale = twice(branch.scale).to(device, dtype)
     if branch.guess_mode and guided:
@@ -208,7 +216,7 @@ def _record_reference(
     device: Any,
     dtype: Any,
 ) -> None:
-    """One pass over the clean reference latents at t = 0; the loop's conditional rows then also attend to its features."""
+    """One pass over the clean reference at t = 0; the loop's conditional rows then also attend to its features."""
     reference = conditioning.reference.to(device, dtype)  # type: ignore[union-attr]
     rows = len(reference)
     bank.state.recording = True

@@ -67,7 +67,7 @@ def encode_prompt(backbone: Backbone, prompt: str) -> Encoded:
 
 
 def encode_negative(backbone: Backbone, prompt: str | None) -> Encoded:
-    """The negative half. ``None`` means none at all: zeros where the base asks for them (SDXL), else the empty prompt."""
+    """The negative half. ``None`` means none: zeros where the base asks for them (SDXL), else the empty prompt."""
     if prompt is None and backbone.pipe.config.get("force_zeros_for_empty_prompt"):
         empty = encode_prompt(backbone, "")
         return Encoded(torch.zeros_like(empty.tokens), None if empty.pooled is None else torch.zeros_like(empty.pooled))

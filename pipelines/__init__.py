@@ -1,7 +1,7 @@
 """One short file per method family: which adapters, which weights, which defaults, which quirks.
 
-The package is callable: ``idgen.pipelines()`` lists what is registered (see :func:`idgen.registry.pipelines`). Package and
-public function share their name, and importing a submodule would otherwise hide the function.
+The package is callable: ``idgen.pipelines()`` lists what is registered (see :func:`idgen.registry.pipelines`). Package
+and public function share their name, and importing a submodule would otherwise hide the function.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,15 +21,15 @@ class Arc2Face(Method):
     """A fine-tuned SD1.5 UNet and text encoder; the prompt is fixed, the person is all there is to say."""
 
     description = "the face and nothing else, in great variety (SD1.5); takes no prompt"
-    weights = {
+    weights: ClassVar = {
         "sd15": {"adapter": Weight("arc2face")},
         "mini-sd15": {"adapter": Weight("arc2face_mini-sd15")},
     }
-    recogniser = {"sd15": "arcface", "mini-sd15": "mini-faces"}
+    recogniser: ClassVar = {"sd15": "arcface", "mini-sd15": "mini-faces"}
     detector = "antelopev2"
     # The authors' demo: DPM++ 25 steps, guidance 3.
     defaults = Defaults(steps=25, guidance=3.0, scheduler="dpm++-2m")
-    options = {"normalise": True}
+    options: ClassVar = {"normalise": True}
     speaks_text = True
 
     def __init__(self, backbone: Any, files: Files) -> None:

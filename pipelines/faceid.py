@@ -5,7 +5,7 @@ Source: repository tencent-ailab/IP-Adapter, ``ip_adapter_faceid.py``; weights h
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ BUFFALO = {"sdxl": "buffalo_l", "sd15": "buffalo_l", "mini-xl": "mini-faces"}
 class FaceID(Method):
     """Common to all FaceID variants. The adapter's LoRA stays on at every identity scale, as in the original."""
 
-    recogniser = BUFFALO
+    recogniser: ClassVar = BUFFALO
     defaults = Defaults(prompt=PROMPT, negative_prompt=NEGATIVE_PROMPT)
-    options = {"normalise": True}
+    options: ClassVar = {"normalise": True}
     """``normalise``: L2-normalise the embedding; the ``unnorm`` portrait file wants it raw."""
 
     def __init__(self, backbone: Any, files: Files) -> None:
@@ -95,7 +95,9 @@ class FaceIDPlus(FaceID):
             # SDXL's adapters were trained on 256-pixel aligned crops, SD1.5's on the tighter 224.
             crop = order.identity.aligned_crop(224)
         if crop is None:
-            raise BadRequest(f"{self.name} needs a face crop beside the embedding: make the identity from a photo.", "who")
+            raise BadRequest(
+                f"{self.name} needs a face crop beside the embedding: make the identity from a photo.", "who"
+            )
         project, weight = self.adapter.projection, order.structure_scale
         person = project(embedding, self.encoder.patches([crop]), self.shortcut, weight)
         nobody = project(torch.zeros_like(embedding), self.encoder.blank_patches(), self.shortcut, weight)
@@ -107,7 +109,7 @@ class IPAdapterFaceID(FaceID):
     """4 tokens from the face embedding alone."""
 
     description = "face embedding only: free in pose, hair and expression"
-    weights = {
+    weights: ClassVar = {
         "sdxl": {"adapter": Weight("ip-adapter-faceid_sdxl")},
         "sd15": {"adapter": Weight("ip-adapter-faceid_sd15")},
         "mini-xl": {"adapter": Weight("ip-adapter-faceid_mini-xl")},
@@ -120,7 +122,9 @@ class IPAdapterFaceIDPlus(FaceIDPlus):
 
     description = "face embedding and face picture (first version; SD1.5 only)"
     shortcut = False
-    weights = {"sd15": {"adapter": Weight("ip-adapter-faceid-plus_sd15"), "image_encoder": Weight("clip-vit-h")}}
+    weights: ClassVar = {
+        "sd15": {"adapter": Weight("ip-adapter-faceid-plus_sd15"), "image_encoder": Weight("clip-vit-h")}
+    }
 
 
 @register("ip-adapter-faceid-plusv2")
@@ -128,10 +132,13 @@ class IPAdapterFaceIDPlusV2(FaceIDPlus):
     """The refinement is added to the FaceID tokens; ``structure_scale`` weighs it."""
 
     description = "face embedding and face picture, weighed by structure_scale: the best of the FaceID family"
-    weights = {
+    weights: ClassVar = {
         "sdxl": {"adapter": Weight("ip-adapter-faceid-plusv2_sdxl"), "image_encoder": Weight("clip-vit-h")},
         "sd15": {"adapter": Weight("ip-adapter-faceid-plusv2_sd15"), "image_encoder": Weight("clip-vit-h")},
-        "mini-xl": {"adapter": Weight("ip-adapter-faceid-plusv2_mini-xl"), "image_encoder": Weight("mini-image-encoder")},
+        "mini-xl": {
+            "adapter": Weight("ip-adapter-faceid-plusv2_mini-xl"),
+            "image_encoder": Weight("mini-image-encoder"),
+        },
     }
 
 
@@ -141,7 +148,7 @@ class IPAdapterFaceIDPortrait(FaceID):
 
     each_photo = True
     description = "16 tokens for each of several photos of the person (best with 5)"
-    weights = {
+    weights: ClassVar = {
         "sdxl": {"adapter": Weight("ip-adapter-faceid-portrait_sdxl")},
         "sd15": {"adapter": Weight("ip-adapter-faceid-portrait_sd15")},
     }

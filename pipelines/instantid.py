@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class InstantID(Method):
     """The raw face embedding through a resampler; IdentityNet, which sees only these tokens, places the face."""
 
     description = "the strongest likeness on SDXL, with control over the face's place and pose"
-    weights = {
+    weights: ClassVar = {
         "sdxl": {
             "adapter": Weight("instantid", ("ip-adapter.bin", "ip-adapter.safetensors")),
             "controlnet": Weight("instantid", ("ControlNetModel",)),
@@ -33,7 +33,7 @@ class InstantID(Method):
             "controlnet": Weight("instantid_mini-xl", ("ControlNetModel",)),
         },
     }
-    recogniser = {"sdxl": "antelopev2", "mini-xl": "mini-faces"}
+    recogniser: ClassVar = {"sdxl": "antelopev2", "mini-xl": "mini-faces"}
     # Scales, steps and guidance of the authors' README; 1016 because SDXL puts watermarks at exactly 1024 x 1024.
     defaults = Defaults(guidance=5.0, identity_scale=0.8, structure_scale=0.8, scheduler="euler", size=(1016, 1016))
 
@@ -41,9 +41,13 @@ class InstantID(Method):
         super().__init__(backbone, files)
         self.adapter = read_adapter(files.paths["adapter"]).to(backbone.device, backbone.dtype)
         if not isinstance(self.adapter.projection, Resampler) or self.adapter.projection.proj_in.in_features != 512:
-            raise BadWeights(f"{files.paths['adapter']} is not an InstantID adapter: its resampler does not take 512 numbers.")
+            raise BadWeights(
+                f"{files.paths['adapter']} is not an InstantID adapter: its resampler does not take 512 numbers."
+            )
         if "controlnet" not in files.paths:
-            raise BadRequest("instantid needs its face-structure network: load it with controlnet=FOLDER.", "controlnet")
+            raise BadRequest(
+                "instantid needs its face-structure network: load it with controlnet=FOLDER.", "controlnet"
+            )
         self.controlnet = load_controlnet(files.paths["controlnet"], backbone.device, backbone.dtype)
 
     def condition(self, orders: list[Order]) -> Conditioning:
@@ -67,7 +71,9 @@ class InstantID(Method):
         """(1, N, C). Several embeddings are one sequence of k features (a fused identity), not a batch."""
         if order.embedding is None:
             raise BadRequest("instantid needs a photo or an identity.", "who")
-        rows = torch.from_numpy(order.embedding.reshape(1, -1, 512).copy()).to(self.backbone.device, self.backbone.dtype)
+        rows = torch.from_numpy(order.embedding.reshape(1, -1, 512).copy()).to(
+            self.backbone.device, self.backbone.dtype
+        )
         return self.adapter.projection(rows), self.adapter.projection(torch.zeros_like(rows))
 
     def _control_image(self, order: Order) -> Tensor:
@@ -75,7 +81,9 @@ class InstantID(Method):
         pose, size = order.request.pose, (order.width, order.height)
         if pose is None:
             if order.identity is None or order.identity.keypoints is None:
-                raise BadRequest("instantid needs to know where the face goes: give pose=PHOTO or pose=KEYPOINTS.", "pose")
+                raise BadRequest(
+                    "instantid needs to know where the face goes: give pose=PHOTO or pose=KEYPOINTS.", "pose"
+                )
             pose = _fit(order.identity.keypoints, order.identity.keypoints_size, size)
         if isinstance(pose, np.ndarray) and pose.shape == (5, 2):
             pose = draw_keypoints(size, pose)

@@ -1,6 +1,8 @@
-"""IP-Adapter with an image prompt: plain, Plus and Plus-Face (arXiv:2308.06721; repository tencent-ailab/IP-Adapter)."""
+"""IP-Adapter with an image prompt: plain, Plus, Plus-Face (arXiv:2308.06721; repository tencent-ailab/IP-Adapter)."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -79,7 +81,7 @@ class IPAdapter(ImagePrompt):
     """The CLIP image embedding as 4 tokens: the gist of a whole picture."""
 
     description = "a whole picture as prompt: its gist, style and colours; no face recognition"
-    weights = _weights("ip-adapter_sd15", "ip-adapter_sdxl_vit-h")
+    weights: ClassVar = _weights("ip-adapter_sd15", "ip-adapter_sdxl_vit-h")
 
 
 @register("ip-adapter-plus")
@@ -87,7 +89,7 @@ class IPAdapterPlus(ImagePrompt):
     """CLIP patch features as 16 tokens: closer to the picture."""
 
     description = "a whole picture as prompt, closer to it than ip-adapter"
-    weights = _weights("ip-adapter-plus_sd15", "ip-adapter-plus_sdxl_vit-h")
+    weights: ClassVar = _weights("ip-adapter-plus_sd15", "ip-adapter-plus_sdxl_vit-h")
 
 
 @register("ip-adapter-plus-face")
@@ -95,5 +97,5 @@ class IPAdapterPlusFace(ImagePrompt):
     """Plus, trained on face crops. All its weights allow commercial use; the crop is the user's or the detector's."""
 
     description = "a face crop as prompt, by CLIP features alone; every weight allows commercial use"
-    weights = _weights("ip-adapter-plus-face_sd15", "ip-adapter-plus-face_sdxl_vit-h")
+    weights: ClassVar = _weights("ip-adapter-plus-face_sd15", "ip-adapter-plus-face_sdxl_vit-h")
     defaults = Defaults(prompt=PROMPT, negative_prompt=NEGATIVE_PROMPT, identity_scale=0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from idgen.conditioning import Conditioning
 from idgen.method import Defaults, Method, Order
 from idgen.registry import register
@@ -12,7 +14,7 @@ class TextToImage(Method):
     """No identity at all."""
 
     description = "no identity: the base model by itself, to compare with"
-    weights = {"sdxl": {}, "sd15": {}, "mini-xl": {}}
+    weights: ClassVar = {"sdxl": {}, "sd15": {}, "mini-xl": {}}
     defaults = Defaults(guidance=5.0)
 
     def condition(self, orders: list[Order]) -> Conditioning:

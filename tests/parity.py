@@ -139,19 +139,19 @@ def _ip_adapter(case: Case, about: dict[str, Any], tensors: dict[str, Tensor]) -
         name = "ip-adapter" + ("-faceid" if faceid else "") + ("-plus" if plus else "")
     pipeline = load_pipeline(case.root, case.pack, name)
     pictures = [Image.open(case.root / f).convert("RGB") for f in about.get("images") or []]
-    common = dict(
-        prompt=about["prompt"],
-        negative_prompt=about["negative_prompt"],
-        identity_scale=about["scale"],
-        structure_scale=about.get("s_scale", 1.0),
-        n=about["num_samples"],
-        seed=about["seed"],
-        guidance=about["guidance_scale"],
-        steps=about["num_inference_steps"],
-        height=about["height"],
-        width=about["width"],
-        scheduler="default",
-    )
+    common = {
+        "prompt": about["prompt"],
+        "negative_prompt": about["negative_prompt"],
+        "identity_scale": about["scale"],
+        "structure_scale": about.get("s_scale", 1.0),
+        "n": about["num_samples"],
+        "seed": about["seed"],
+        "guidance": about["guidance_scale"],
+        "steps": about["num_inference_steps"],
+        "height": about["height"],
+        "width": about["width"],
+        "scheduler": "default",
+    }
     if faceid:
         embeddings = tensors["faceid_embeds"].numpy()
         crops = pictures or [None] * len(embeddings)
@@ -167,22 +167,22 @@ def _ip_adapter(case: Case, about: dict[str, Any], tensors: dict[str, Tensor]) -
 def _instantid(case: Case, about: dict[str, Any], tensors: dict[str, Tensor]) -> Replay:
     pipeline = load_pipeline(case.root, case.pack, "instantid")
     drawing = Image.open(case.root / case.pack / "cases" / about["control_image_file"]).convert("RGB")
-    fields: dict[str, Any] = dict(
-        who=idgen.Identity(embedding=tensors["face_embedding"].numpy()),
-        prompt=about["prompt"],
-        negative_prompt=about["negative_prompt"],
-        identity_scale=about["ip_adapter_scale"],
-        structure_scale=about["controlnet_conditioning_scale"],
-        structure_start=about["control_guidance_start"],
-        structure_end=about["control_guidance_end"],
-        guess_mode=about["guess_mode"],
-        n=about["num_images_per_prompt"],
-        seed=about["seed"],
-        guidance=about["guidance_scale"],
-        steps=about["num_inference_steps"],
-        pose=drawing,
-        scheduler="default",
-    )
+    fields: dict[str, Any] = {
+        "who": idgen.Identity(embedding=tensors["face_embedding"].numpy()),
+        "prompt": about["prompt"],
+        "negative_prompt": about["negative_prompt"],
+        "identity_scale": about["ip_adapter_scale"],
+        "structure_scale": about["controlnet_conditioning_scale"],
+        "structure_start": about["control_guidance_start"],
+        "structure_end": about["control_guidance_end"],
+        "guess_mode": about["guess_mode"],
+        "n": about["num_images_per_prompt"],
+        "seed": about["seed"],
+        "guidance": about["guidance_scale"],
+        "steps": about["num_inference_steps"],
+        "pose": drawing,
+        "scheduler": "default",
+    }
     if about["height"] is not None:
         fields |= {"height": about["height"], "width": about["width"]}
     latents = tensors.get("latents_in")
@@ -197,16 +197,16 @@ def _arc2face(case: Case, about: dict[str, Any], tensors: dict[str, Tensor]) -> 
     options = {} if about.get("normalise", True) else {"normalise": False}
     pipeline = load_pipeline(case.root, case.pack, "arc2face", **options)
     scheduler = {"dpm": "dpm++-2m", "ddim": "default", "euler": "euler"}[about["scheduler"]]
-    fields: dict[str, Any] = dict(
-        n=about["num_images_per_prompt"],
-        seed=about["seed"],
-        guidance=about["guidance_scale"],
-        steps=about["num_inference_steps"],
-        height=about["height"],
-        width=about["width"],
-        negative_prompt=about["negative_prompt"],
-        scheduler=scheduler,
-    )
+    fields: dict[str, Any] = {
+        "n": about["num_images_per_prompt"],
+        "seed": about["seed"],
+        "guidance": about["guidance_scale"],
+        "steps": about["num_inference_steps"],
+        "height": about["height"],
+        "width": about["width"],
+        "negative_prompt": about["negative_prompt"],
+        "scheduler": scheduler,
+    }
     if "ref_latents" in tensors:
         fields["reference"] = tensors["ref_latents"]
     people = [idgen.Identity(embedding=row) for row in tensors["id_embedding"].numpy()]

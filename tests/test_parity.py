@@ -39,7 +39,10 @@ def test_replay_of_the_original_reproduces_every_recorded_number(parity_case: Ca
         assert_close(torch.cat(halves), golden["added_text_embeds"], "pooled text")
         ids = text.time_ids.repeat(len(halves), 1)
         assert_close(ids, golden["added_time_ids"], "time ids")
-    for name, ours in (("prompt_embeds", conditioning.text.positive), ("negative_prompt_embeds", conditioning.text.negative)):
+    for name, ours in (
+        ("prompt_embeds", conditioning.text.positive),
+        ("negative_prompt_embeds", conditioning.text.negative),
+    ):
         each = parity_case.about.get("num_images_per_prompt", 1) if "id_embedding" in golden else 1
         if name in golden and name == "prompt_embeds":
             assert_close(ours[::each], golden[name], name)
@@ -76,7 +79,9 @@ def test_replay_of_the_original_reproduces_every_recorded_number(parity_case: Ca
             assert (images[0].int() - golden["image0_u8"][0].int()).abs().max() <= 1, "8-bit image of sample 0"
 
 
-@pytest.mark.skipif(not SHARED_PARITY.is_dir(), reason="the golden keypoint drawings lie beside the developers' checkout")
+@pytest.mark.skipif(
+    not SHARED_PARITY.is_dir(), reason="the golden keypoint drawings lie beside the developers' checkout"
+)
 def test_keypoint_drawings_equal_the_originals_pixel_by_pixel() -> None:
     folder = SHARED_PARITY / "instantid" / "kps"
     drawings = json.loads((folder / "kps.json").read_text())
