@@ -74,7 +74,7 @@ class Pipeline:
 
     def generate_many(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[Request | Order],
         *,
         callback: Callback | None = None,
         latents: Tensor | None = None,
@@ -82,6 +82,9 @@ class Pipeline:
     ) -> Any:
         """Run several requests in one batch; they may be for different people, prompts, seeds and scales.
 
+        Args:
+            requests: requests, or what :meth:`order` made of them: whoever keeps orders looks at a photo only once.
+            callback, latents, output: as for :meth:`generate`.
         Returns:
             A list of portraits for each request; with ``output="latent"`` one tensor (B, c, h, w), in order.
         Raises:
@@ -89,7 +92,7 @@ class Pipeline:
         """
         if output not in ("image", "latent"):
             raise BadRequest(f"output is {output!r}; choose 'image' or 'latent'.", "output")
-        orders = [self.order(request) for request in requests]
+        orders = [each if isinstance(each, Order) else self.order(each) for each in requests]
         self._check_batch(orders)
         conditioning = self.condition(orders)
         start, generators = self._start(orders, latents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -40,10 +41,7 @@ class Portrait:
             BadRequest: the suffix names no format we write, or the folder is not there or not writable.
         """
         path = Path(path)
-        kind = FORMATS.get(path.suffix.lower())
-        if kind is None:
-            raise BadRequest(f"{path.name}: portraits are saved as {', '.join(FORMATS)}.", "out")
-        options: dict[str, Any] = {"quality": 95} if kind != "PNG" else {"pnginfo": self._png_info()}
+        data = self.to_bytes(path.suffix)
         try:
             handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=".idgen-", dir=path.parent)
         except OSError as error:
@@ -51,13 +49,27 @@ class Portrait:
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                self.image.save(file, kind, **options)
+                file.write(data)
             temporary.replace(path)
         except OSError as error:
             raise BadRequest(f"cannot write {path}: {error.strerror or error}.", "out") from None
         finally:
             temporary.unlink(missing_ok=True)
         return path
+
+    def to_bytes(self, suffix: str = ".png") -> bytes:
+        """What :meth:`save` writes to a file of this suffix.
+
+        Raises:
+            BadRequest: the suffix names no format we write.
+        """
+        kind = FORMATS.get(suffix.lower())
+        if kind is None:
+            raise BadRequest(f"{suffix or 'no suffix'}: portraits are saved as {', '.join(FORMATS)}.", "out")
+        options: dict[str, Any] = {"quality": 95} if kind != "PNG" else {"pnginfo": self._png_info()}
+        buffer = io.BytesIO()
+        self.image.save(buffer, kind, **options)
+        return buffer.getvalue()
 
     def _png_info(self) -> PngInfo:
         info = PngInfo()

@@ -1,0 +1,1 @@
+"""Batch rendering: a prompt file in, a finished folder out."""
