@@ -35,8 +35,8 @@ class Request(BaseModel):
     """weight of the identity tokens; 0 is none"""
     structure_scale: float | None = Field(default=None, ge=0, le=3, allow_inf_nan=False)
     """InstantID: weight of the face structure network. FaceID-Plus V2: weight of the image refinement."""
-    structure_start: float = Field(default=0.0, ge=0, le=1)
-    structure_end: float = Field(default=1.0, ge=0, le=1)
+    structure_start: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False)
+    structure_end: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
     guess_mode: bool = False
     seed: int | None = Field(default=None, ge=0, le=SEED_LIMIT)
     """The k-th of n images has seed + k, so that each can be rendered again alone. ``None``: a random one."""

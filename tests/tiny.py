@@ -1,4 +1,4 @@
-"""Tiny random models in the public formats, from the bundled parity packs: for tests that need a pipeline, not a portrait."""
+"""Tiny random models in the public formats, from the bundled parity packs: for tests that need no real portrait."""
 
 from __future__ import annotations
 

@@ -1,0 +1,95 @@
+"""Portraits: saved whole, made again bit-equal, carrying no face."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import idgen
+from idgen.cli import main
+from idgen.errors import BadImage, BadRequest
+from idgen.portrait import Portrait, read_metadata
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDGEN_HOME", str(tmp_path / "home"))
+
+
+def made(seed: int = 7, **fields: object) -> Portrait:
+    return tiny.shared("instantid").generate(tiny.person(), "a man", seed=seed, **(tiny.SMALL | fields))[0]
+
+
+def test_a_png_carries_the_request_and_neither_the_face_nor_a_photo(tmp_path: Path) -> None:
+    path = made().save(tmp_path / "a.png")
+    data = read_metadata(path)
+    assert data["seed"] == 7
+    assert data["request"]["prompt"] == "a man" and data["request"]["steps"] == 3
+    assert data["request"]["negative_prompt"] is not None and data["request"]["guidance"] == 5.0
+    assert data["versions"]["idgen"] == idgen.__version__
+    assert all(len(digest) == 64 for digest in data["weights"].values())
+    assert len(json.dumps(data)) < 4000, "an embedding would be far longer"
+
+
+def test_the_number_of_images_seeds_each_by_itself() -> None:
+    portraits = tiny.shared("instantid").generate(tiny.person(), "a man", seed=3, n=3, **tiny.SMALL)
+    assert [p.seed for p in portraits] == [3, 4, 5]
+
+
+def test_without_a_seed_two_runs_differ() -> None:
+    one, two = made(seed=None), made(seed=None)  # type: ignore[arg-type]
+    assert one.seed != two.seed
+
+
+def test_like_renders_the_same_pixels_again(tmp_path: Path) -> None:
+    files = ["--device", "cpu"]
+    for role, path in tiny.FILES["instantid"].items():
+        files += [f"--{role}", str(path)]
+    who, first, again, other = (tmp_path / name for name in ("who.safetensors", "first.png", "again.png", "other.png"))
+    tiny.person().save(who)
+    size = ["--seed", "5", "--steps", "3", "--width", "64", "--height", "64"]
+    base = ["--pipeline", "instantid", "--base", str(tiny.SDXL)]
+    main_ok(["generate", str(who), "a man", *base, *size, "--out", str(first), *files])
+    main_ok(["generate", "--like", str(first), "--out", str(again), *files])
+    assert np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(again)))
+    main_ok(["generate", "--like", str(first), "--seed", "6", "--out", str(other), *files])
+    assert not np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(other)))
+
+
+def main_ok(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(arguments)
+    assert done.value.code in (0, None)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_portraits_are_saved_in_the_usual_formats(suffix: str, tmp_path: Path) -> None:
+    path = made().save(tmp_path / f"a{suffix}")
+    assert Image.open(path).size == (64, 64)
+    assert {entry.name for entry in tmp_path.iterdir()} <= {path.name, "home"}
+
+
+def test_a_target_that_cannot_be_written_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    portrait = made()
+    with pytest.raises(BadRequest, match="saved as"):
+        portrait.save(tmp_path / "a.tiff")
+    with pytest.raises(BadRequest, match="cannot write"):
+        portrait.save(tmp_path / "nowhere" / "a.png")
+
+
+def test_pictures_without_our_metadata_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    (tmp_path / "text.png").write_text("hello")
+    for name in ("plain.png", "text.png", "nothing.png"):
+        with pytest.raises(BadImage):
+            read_metadata(tmp_path / name)
+
+
+def test_likeness_is_none_with_a_reason_when_it_cannot_be_measured() -> None:
+    portrait = made()
+    assert portrait.likeness is None and portrait.likeness_note
