@@ -34,7 +34,7 @@ def test_values_inside_the_bounds_are_taken(field: str, share: float) -> None:
     low, high = BOUNDS[field]
     value: Any = low + (high - low) * share
     if field in WHOLE:
-        value = int(value)
+        value = min(int(value), int(high))  # a float cannot hold the highest seed
     if field in ("width", "height"):
         value = max(16, value // 8 * 8)
     assert getattr(Request.create(**{field: value}), field) == value
