@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +34,18 @@ class Defaults:
     negative_prompt: str | None = ""
     size: tuple[int, int] | None = None
     """(width, height) in pixels; ``None`` takes the base's own size."""
+
+
+MINI_DEFAULTS = {
+    "steps": 20,
+    "guidance": 3.5,
+    "identity_scale": 1.0,
+    "structure_scale": 1.0,
+    "scheduler": None,
+    "prompt": "a photo of a person",
+    "negative_prompt": "",
+}
+"""What differs on the mini bases, whatever the method: they were trained with v-prediction on captions of their own."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,11 @@ class Method(ABC):
             known = ", ".join(self.options) or "none"
             raise BadRequest(f"{self.name} has no option {sorted(unknown)[0]!r}; it has: {known}.", sorted(unknown)[0])
         self.option = {**self.options, **files.options}
+
+    @classmethod
+    def defaults_on(cls, base: str) -> Defaults:
+        """Its defaults on a base, by the base's name."""
+        return replace(cls.defaults, **MINI_DEFAULTS) if base.startswith("mini-") else cls.defaults
 
     @classmethod
     def bases(cls) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ class Pipeline:
 
     def order(self, request: Request) -> Order:
         """Decide every field that the request leaves open."""
-        defaults = self.methods[0].defaults
+        defaults = self.methods[0].defaults_on(self.backbone.source)
         identity, embedding, pictures = self._who(request)
         size = self._size(request)
         pick = lambda value, default: default if value is None else value  # noqa: E731
