@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from idgen.adapters.attention import AttentionBank, AttentionState
+from idgen.adapters.loading import dtype_option
 from idgen.errors import BadWeights, WeightsMissing
 
 
@@ -85,7 +86,7 @@ def load_controlnet(folder: Path | str, device: Any, dtype: Any) -> Any:
         raise WeightsMissing(f"there is no ControlNet in {folder}: config.json is missing.")
     try:
         model, info = ControlNetModel.from_pretrained(
-            folder, dtype=dtype, low_cpu_mem_usage=False, output_loading_info=True, local_files_only=True
+            folder, **dtype_option(dtype), low_cpu_mem_usage=False, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise BadWeights(f"{folder} is not a ControlNet ({str(error).splitlines()[0]}).") from None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from idgen.adapters.loading import dtype_option
 from idgen.errors import BadRequest, BadWeights, IdgenError, OutOfMemory, WeightsMissing
 
 FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15"}
@@ -281,7 +282,7 @@ def _load_pipe(source: str | Path, dtype: torch.dtype, config: str | Path | None
         raise WeightsMissing(
             f"there is no base model at {source}: give a diffusers folder, a .safetensors file or a hub id."
         )
-    options: dict[str, Any] = {"dtype": dtype, "safety_checker": None, "feature_extractor": None}
+    options: dict[str, Any] = {**dtype_option(dtype), "safety_checker": None, "feature_extractor": None}
     if variant:
         options["variant"] = variant
     with _quiet():
@@ -315,7 +316,7 @@ def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None)
         raise BadWeights(f"{path} is no base model: it has no key that begins with 'model.diffusion_model.'.")
     xl = any(key.startswith("conditioner.embedders.1.") for key in keys)
     cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = dtype_option(dtype)
     if config is not None:
         options |= {"config": str(config), "local_files_only": True}
     if not xl:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from idgen.adapters.face_tokens import encode_faces, encode_text, load_text_encoder
+from idgen.adapters.loading import dtype_option
 from idgen.conditioning import Conditioning, TextTokens
 from idgen.errors import BadRequest, BadWeights, WeightsMissing
 from idgen.images import open_photo
@@ -89,7 +90,11 @@ def _load_unet(folder: Path, backbone: Any) -> Any:
         raise WeightsMissing(f"there is no UNet in {folder}: config.json is missing.")
     try:
         model, info = UNet2DConditionModel.from_pretrained(
-            folder, dtype=backbone.dtype, low_cpu_mem_usage=False, output_loading_info=True, local_files_only=True
+            folder,
+            **dtype_option(backbone.dtype),
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            local_files_only=True,
         )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise BadWeights(f"{folder} is not a UNet ({str(error).splitlines()[0]}).") from None
