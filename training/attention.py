@@ -23,7 +23,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class DecoupledProcessor:
-    """A diffusers attention processor; ``key`` and ``value`` belong to the adapter, so that the UNet's file stays clean."""
+    """A diffusers attention processor; ``key`` and ``value`` belong to the adapter, so that the UNet's file stays
+    clean.
+    """
 
     def __init__(self, key: nn.Linear | None = None, value: nn.Linear | None = None) -> None:
         self.key, self.value = key, value
@@ -86,8 +88,11 @@ class IdentityKeyValues(nn.Module):
         """Install the processors."""
         processors = {}
         for i, name in enumerate(attention_names(unet)):
-            pair = self.layers[str(i)] if str(i) in self.layers else {"to_k_ip": None, "to_v_ip": None}
-            processors[f"{name}.processor"] = DecoupledProcessor(pair["to_k_ip"], pair["to_v_ip"])
+            if str(i) in self.layers:
+                pair = self.layers[str(i)]
+                processors[f"{name}.processor"] = DecoupledProcessor(pair["to_k_ip"], pair["to_v_ip"])
+            else:
+                processors[f"{name}.processor"] = DecoupledProcessor()
         unet.set_attn_processor(processors)
 
     def tensors(self) -> dict[str, Tensor]:

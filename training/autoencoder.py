@@ -40,12 +40,17 @@ CUDA_SIZE = AutoencoderSize(64, 64, (1, 2, 3, 3), (4, 3, 3, 1))
 
 
 def build(size: AutoencoderSize) -> AutoencoderTiny:
-    """An untrained autoencoder. It has no norms, so the initialisation has to keep the variance (He, small residuals)."""
+    """An untrained autoencoder. It has no norms, so the initialisation has to keep the variance (He, small
+    residuals).
+    """
     model = AutoencoderTiny(
-        encoder_block_out_channels=(size.encoder_width,) * 4, decoder_block_out_channels=(size.decoder_width,) * 4,
-        num_encoder_blocks=size.encoder_blocks, num_decoder_blocks=size.decoder_blocks,
-        latent_channels=LATENT_CHANNELS, scaling_factor=1.0,
-    )  # fmt: skip
+        encoder_block_out_channels=(size.encoder_width,) * 4,
+        decoder_block_out_channels=(size.decoder_width,) * 4,
+        num_encoder_blocks=size.encoder_blocks,
+        num_decoder_blocks=size.decoder_blocks,
+        latent_channels=LATENT_CHANNELS,
+        scaling_factor=1.0,
+    )
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -61,7 +66,9 @@ def build(size: AutoencoderSize) -> AutoencoderTiny:
 
 
 class LatentNorm(nn.Module):
-    """Batch norm without parameters over latents [n, C, h, w]; its running moments are folded into the encoder later."""
+    """Batch norm without parameters over latents [n, C, h, w]; its running moments are folded into the encoder
+    later.
+    """
 
     mean: Tensor
     var: Tensor
@@ -128,11 +135,24 @@ def psnr(out: Tensor, target: Tensor) -> float:
 
 
 def train(
-    data: RenderSet, validation: RenderSet, root: Path, minutes: float, *, size: AutoencoderSize = CPU_SIZE,
-    device: str = "cpu", workers: Workers | None = None, batch: int = 24, crop: int = 64, rate: float = 3e-3,
-    likeness: Any = None, decoder_only: bool = False, start: Path | None = None, name: str = "autoencoder",
-    muon: bool = True, save_every: float = 90.0,
-) -> AutoencoderTiny:  # fmt: skip
+    data: RenderSet,
+    validation: RenderSet,
+    root: Path,
+    minutes: float,
+    *,
+    size: AutoencoderSize = CPU_SIZE,
+    device: str = "cpu",
+    workers: Workers | None = None,
+    batch: int = 24,
+    crop: int = 64,
+    rate: float = 3e-3,
+    likeness: Any = None,
+    decoder_only: bool = False,
+    start: Path | None = None,
+    name: str = "autoencoder",
+    muon: bool = True,
+    save_every: float = 90.0,
+) -> AutoencoderTiny:
     """Train the autoencoder, or with ``decoder_only`` go on with the decoder while the encoder stays what it is.
 
     ``likeness``: optional function (images in -1..1 [n, 3, 128, 128], keypoints [n, 5, 2]) -> unit embeddings, whose
@@ -158,8 +178,20 @@ def train(
         save_sheet(torch.cat([shown[:10], out[:10]]) / 2 + 0.5, 10, root / f"{name}.sheet.png")
         return {"psnr": psnr(out, shown)}
 
-    loop = Loop(name, root, {"model": model, "norm": norm}, minutes, rate=rate, workers=workers, muon=muon, decay=0.6,
-                averaging=0.995, weight_decay=1e-4, on_save=look, save_every=save_every)  # fmt: skip
+    loop = Loop(
+        name,
+        root,
+        {"model": model, "norm": norm},
+        minutes,
+        rate=rate,
+        workers=workers,
+        muon=muon,
+        decay=0.6,
+        averaging=0.995,
+        weight_decay=1e-4,
+        on_save=look,
+        save_every=save_every,
+    )
     torch.manual_seed(1000 * (loop.steps + 1) + workers.rank)
     kind = torch.device(device).type
     while loop.going:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 
 from .autoencoder import LATENT_CHANNELS
@@ -19,15 +25,21 @@ GUIDANCE = 3.0
 
 
 def scheduler() -> DDIMScheduler:
-    """v-prediction with zero terminal SNR (Lin et al., 2023): with epsilon the captions were not learned at our budgets."""
+    """v-prediction with zero terminal SNR (Lin et al., 2023): with epsilon the captions were not learned at our
+    budgets.
+    """
     return DDIMScheduler(
         num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
         rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True,
     )  # fmt: skip
 
 
-def build_unet(context: int = CONTEXT, *, xl: bool = True, channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
-    """An untrained UNet over 16 x 16 latents. Attention at full resolution would cost a third, so it starts at 8 x 8."""
+def build_unet(
+    context: int = CONTEXT, *, xl: bool = True, channels: tuple[int, ...] = CHANNELS
+) -> UNet2DConditionModel:
+    """An untrained UNet over 16 x 16 latents. Attention at full resolution would cost a third, so it starts at 8 x
+    8.
+    """
     sdxl = {
         "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": HIDDEN + 6 * 8,
@@ -48,7 +60,9 @@ def time_ids(n: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE], dtype=torch.float32, device=device).expand(n, 6)
 
 
-def save_xl(folder: Path, unet: UNet2DConditionModel, vae: AutoencoderTiny, text: TextEncoders, shard: str = "14MB") -> None:
+def save_xl(
+    folder: Path, unet: UNet2DConditionModel, vae: AutoencoderTiny, text: TextEncoders, shard: str = "14MB"
+) -> None:
     """Write a folder that ``StableDiffusionXLPipeline.from_pretrained`` reads, fp16, no file over ``shard``."""
     pipe = StableDiffusionXLPipeline(
         vae=vae, text_encoder=text.one, text_encoder_2=text.two, tokenizer=text.tokenizer, tokenizer_2=text.tokenizer,
@@ -58,7 +72,12 @@ def save_xl(folder: Path, unet: UNet2DConditionModel, vae: AutoencoderTiny, text
 
 
 def save_sd15(
-    folder: Path, unet: UNet2DConditionModel, vae: AutoencoderTiny, encoder: nn.Module, tokenizer: object, shard: str = "14MB"
+    folder: Path,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderTiny,
+    encoder: nn.Module,
+    tokenizer: object,
+    shard: str = "14MB",
 ) -> None:
     """Write a folder that ``StableDiffusionPipeline.from_pretrained`` reads, fp16, no file over ``shard``."""
     pipe = StableDiffusionPipeline(

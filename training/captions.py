@@ -108,6 +108,6 @@ NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"
 _EXTRA = """best quality high low worst monochrome lowres bad anatomy blurry man woman boy girl old young child people
 friend king queen astronaut knight pirate wizard doctor teacher painter watercolor ink style portrait picture image art
 studio outdoor forest beach city street night day morning sunset snow rain summer winter sky sea mountain garden space
-dress coat jacket suit tie scarf sweater crown helmet beard hair long short curly bald blonde brown dark bright warm cold
-big small close up wide detailed realistic cinematic vintage modern digital render face eyes mouth nose looking standing
-sitting holding book flower cat dog coffee guitar dramatic gentle calm proud tired excited scared beautiful"""
+dress coat jacket suit tie scarf sweater crown helmet beard hair long short curly bald blonde brown dark bright warm
+cold big small close up wide detailed realistic cinematic vintage modern digital render face eyes mouth nose looking
+standing sitting holding book flower cat dog coffee guitar dramatic gentle calm proud tired excited scared beautiful"""

@@ -110,7 +110,9 @@ def load(root: Path, split: str, limit: int | None = None) -> RenderSet:
 def make(
     root: Path, counts: dict[str, int], *, device: str = "cpu", compiled: bool = True, part: int = 0, parts: int = 1
 ) -> Iterator[Path]:
-    """Render the missing shards ``part``, ``part + parts``, ... of every split, so that several processes can share it."""
+    """Render the missing shards ``part``, ``part + parts``, ... of every split, so that several processes can share
+    it.
+    """
     todo = [(s, i) for s, n in counts.items() for i in range(n) if not shard_path(root, s, i).exists()]
     for split, index in tqdm([x for x in todo if x[1] % parts == part], desc="rendering", unit="shard"):
         path = shard_path(root, split, index)

@@ -1,7 +1,7 @@
 """FaceID-PlusV2's second eye: a tiny CLIP vision encoder and the perceiver that refines the identity tokens with it.
 
-No diffusion is needed to train them. The projector is frozen; the refinement learns what the tokens of one photo lack of
-the tokens of the person's mean embedding, so that the same key and value projections serve FaceID and PlusV2 files.
+No diffusion is needed to train them. The projector is frozen; the refinement learns what the tokens of one photo lack
+of the tokens of the person's mean embedding, so that the same key and value projections serve FaceID and PlusV2 files.
 """
 
 from __future__ import annotations
@@ -33,21 +33,35 @@ def build_image_encoder() -> CLIPVisionModelWithProjection:
     """A vision transformer over 64 patches of 28 pixels, three layers."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
-            image_size=IMAGE, patch_size=28, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=3,
-            num_attention_heads=2, projection_dim=64, hidden_act="gelu",
+            image_size=IMAGE,
+            patch_size=28,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            projection_dim=64,
+            hidden_act="gelu",
         )
-    )  # fmt: skip
+    )
 
 
 def save_image_encoder(model: CLIPVisionModelWithProjection, folder: Path) -> None:
     """Write the encoder (fp16) and the standard CLIP preprocessing."""
     model.half().save_pretrained(folder)
     settings = {
-        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": IMAGE},
-        "do_center_crop": True, "crop_size": {"height": IMAGE, "width": IMAGE}, "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(MEAN), "image_std": list(STD),
-        "do_convert_rgb": True, "resample": 3,
-    }  # fmt: skip
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": IMAGE},
+        "do_center_crop": True,
+        "crop_size": {"height": IMAGE, "width": IMAGE},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+        "do_convert_rgb": True,
+        "resample": 3,
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
 
 
@@ -62,7 +76,9 @@ class FaceImage(nn.Module):
         self.read = nn.Linear(WIDTH, len(PARAMETERS))
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """pixels [n, 3, 224, 224] (CLIP's normalisation), tokens [n, N, C] -> correction [n, N, C], parameters [n, K]."""
+        """pixels [n, 3, 224, 224] (CLIP's normalisation), tokens [n, N, C] -> correction [n, N, C], parameters [n,
+        K].
+        """
         patches = self.encoder(pixels, output_hidden_states=True).hidden_states[-2]
         return self.perceiver(patches, tokens), self.read(patches.mean(1))
 
@@ -75,9 +91,19 @@ def clip_input(images: Tensor, keypoints: Tensor) -> Tensor:
 
 
 def train(
-    data: LatentSet, renders: RenderSet, held_out: LatentSet, held_out_renders: RenderSet, projector: FaceIdProjector,
-    root: Path, minutes: float, *, device: str = "cpu", batch: int = 32, rate: float = 2e-3, name: str = "face_image",
-) -> FaceImage:  # fmt: skip
+    data: LatentSet,
+    renders: RenderSet,
+    held_out: LatentSet,
+    held_out_renders: RenderSet,
+    projector: FaceIdProjector,
+    root: Path,
+    minutes: float,
+    *,
+    device: str = "cpu",
+    batch: int = 32,
+    rate: float = 2e-3,
+    name: str = "face_image",
+) -> FaceImage:
     """Train encoder and perceiver on the photos among ``renders`` (the first people of ``data``)."""
     torch.manual_seed(61)
     model = FaceImage().to(device)
@@ -107,7 +133,9 @@ def train(
         torch.set_rng_state(state)
         return {"left_of_gap": share}  # 1: no better than the projector alone
 
-    loop = Loop(name, root, {"model": model}, minutes, rate=rate, decay=0.7, averaging=0.995, on_save=look, save_every=60)
+    loop = Loop(
+        name, root, {"model": model}, minutes, rate=rate, decay=0.7, averaging=0.995, on_save=look, save_every=60
+    )
     while loop.going:
         loss, share = losses(data, renders, photos[torch.randint(0, len(photos), (batch,))])
         loop.update(loss, batch, left=float(share.detach()))

@@ -44,9 +44,13 @@ class Generator(nn.Module):
     ) -> Tensor:
         """Noised latents x [n, 8, 16, 16], times t [n], text context and pooled, identity tokens [n, N, C] -> v."""
         return self.unet(
-            x, t, encoder_hidden_states=context, cross_attention_kwargs={"identity_tokens": tokens, "identity_scale": scale},
-            added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids(len(x), x.device)}, **extra,
-        ).sample.float()  # fmt: skip
+            x,
+            t,
+            encoder_hidden_states=context,
+            cross_attention_kwargs={"identity_tokens": tokens, "identity_scale": scale},
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids(len(x), x.device)},
+            **extra,
+        ).sample.float()
 
 
 class Noise:
@@ -64,7 +68,9 @@ class Noise:
 
 
 def times(n: int, done: float, device: torch.device | str) -> Tensor:
-    """Training times: uniform, with a third extra where the layout (first half of the run), then the face, is decided."""
+    """Training times: uniform, with a third extra where the layout (first half of the run), then the face, is
+    decided.
+    """
     low, high = (450, 1000) if done < 0.5 else (150, 700)
     t = torch.where(torch.rand(n) < 0.33, torch.randint(low, high, (n,)), torch.randint(0, 1000, (n,)))
     return t.to(device)
@@ -80,11 +86,11 @@ class Prompter:
         with torch.no_grad():
             return self.text(self.text.ids(list(prompts)).to(self.device))
 
-    def draw(self, labels: dict[str, Tensor], blank: Tensor) -> tuple[list[str], dict[str, Tensor]]:
+    def draw(self, labels: dict[str, Tensor], blank: Tensor, drop: float = 0.12) -> tuple[list[str], dict[str, Tensor]]:
         """Captions for a batch (empty ones where ``blank``) and, per attribute, in which rows it is said [n]."""
         prompts, said = [], []
         for i in range(len(blank)):
-            prompt, meaning = random_caption(labels, i, self.rng)
+            prompt, meaning = random_caption(labels, i, self.rng, drop)
             prompts.append(blank_caption(self.rng) if blank[i] else prompt)
             said.append({k: float(not blank[i] and meaning[k] == int(labels[k][i])) for k in labels})
         return prompts, {k: torch.tensor([row[k] for row in said]) for k in labels}
@@ -92,13 +98,24 @@ class Prompter:
 
 @torch.no_grad()
 def sample(
-    generator: Generator, prompter: Prompter, prompts: Sequence[str], tokens: Tensor, none: Tensor, *, seed: int = 0,
-    steps: int = 15, guidance: float = GUIDANCE, scale: float = 1.0, **extra: Any,
-) -> Tensor:  # fmt: skip
+    generator: Generator,
+    prompter: Prompter,
+    prompts: Sequence[str],
+    tokens: Tensor,
+    none: Tensor,
+    *,
+    seed: int = 0,
+    steps: int = 15,
+    guidance: float = GUIDANCE,
+    scale: float = 1.0,
+    **extra: Any,
+) -> Tensor:
     """DDIM with guidance: prompts and identity tokens [n, N, C] (``none`` [1, N, C]: those of nobody) -> latents."""
     device = tokens.device
     n = len(prompts)
-    x = torch.stack([torch.randn(8, 16, 16, generator=torch.Generator().manual_seed(seed * 1000 + i)) for i in range(n)])
+    x = torch.stack(
+        [torch.randn(8, 16, 16, generator=torch.Generator().manual_seed(seed * 1000 + i)) for i in range(n)]
+    )
     x = x.to(device)
     context, pooled = prompter([*prompts, *[""] * n])
     both = torch.cat([tokens, none.expand_as(tokens)])
@@ -113,11 +130,27 @@ def sample(
 
 
 def train(
-    data: LatentSet, held_out: LatentSet, text: TextEncoders, projector: FaceIdProjector, vae: AutoencoderTiny, root: Path,
-    minutes: float, *, device: str = "cpu", workers: Workers | None = None, batch: int = 24, rate: float = 3e-3,
-    find_reader: Callable[[], LatentReader | None] | None = None, reader_weight: float = 0.15, reader_from: float = 0.2, save_every: float = 240.0,
-    averaging: float = 0.998, name: str = "generator", muon: bool = True, channels: tuple[int, ...] | None = None,
-) -> Generator:  # fmt: skip
+    data: LatentSet,
+    held_out: LatentSet,
+    text: TextEncoders,
+    projector: FaceIdProjector,
+    vae: AutoencoderTiny,
+    root: Path,
+    minutes: float,
+    *,
+    device: str = "cpu",
+    workers: Workers | None = None,
+    batch: int = 24,
+    rate: float = 3e-3,
+    find_reader: Callable[[], LatentReader | None] | None = None,
+    reader_weight: float = 0.15,
+    reader_from: float = 0.2,
+    save_every: float = 240.0,
+    averaging: float = 0.998,
+    name: str = "generator",
+    muon: bool = True,
+    channels: tuple[int, ...] | None = None,
+) -> Generator:
     """Train and return the averaged generator; resumable by ``root / name``.
 
     ``find_reader`` is asked for the latent reader from ``reader_from`` of the run on, until it has one: the reader may
@@ -133,8 +166,19 @@ def train(
     prompter = Prompter(text.to(device), device, seed=workers.rank)
     noise = Noise(device)
     kind = torch.device(device).type
-    loop = Loop(name, root, {"model": model}, minutes, rate=rate, workers=workers, muon=muon, decay=0.5, averaging=averaging,
-                save_every=save_every, on_save=lambda: look(model, prompter, held_out, vae, reader, root, name, device))  # fmt: skip
+    loop = Loop(
+        name,
+        root,
+        {"model": model},
+        minutes,
+        rate=rate,
+        workers=workers,
+        muon=muon,
+        decay=0.5,
+        averaging=averaging,
+        save_every=save_every,
+        on_save=lambda: look(model, prompter, held_out, vae, reader, root, name, device),
+    )
     torch.manual_seed(10_000 + 97 * loop.steps + workers.rank)
     prompter.rng.seed(10_000 + 97 * loop.steps + workers.rank)
     while loop.going:
@@ -163,13 +207,20 @@ def train(
 
 
 def teach(
-    reader: LatentReader, clean: Tensor, a: Tensor, t: Tensor, rows: Tensor, labels: dict[str, Tensor],
-    said: dict[str, Tensor], nobody: Tensor, data: LatentSet,
-) -> tuple[Tensor, float]:  # fmt: skip
+    reader: LatentReader,
+    clean: Tensor,
+    a: Tensor,
+    t: Tensor,
+    rows: Tensor,
+    labels: dict[str, Tensor],
+    said: dict[str, Tensor],
+    nobody: Tensor,
+    data: LatentSet,
+) -> tuple[Tensor, float]:
     """How far the predicted clean latents are, to the reader's eye, from the right person and the said attributes.
 
-    Only where the prediction is sharp enough to be read (t < 700), weighted by sqrt(alpha). Returns the loss and the mean
-    cosine to the person.
+    Only where the prediction is sharp enough to be read (t < 700), weighted by sqrt(alpha). Returns the loss and the
+    mean cosine to the person.
     """
     use = (t < 700).float() * a.flatten()
     with torch.autocast(clean.device.type, torch.bfloat16):
@@ -180,14 +231,23 @@ def teach(
     known = use * (~nobody)
     identity = ((1 - own + 0.3 * miss) * known).sum() / len(t)
     spoken = {k: said[k].to(clean.device) * use for k in scores}
-    return identity + 0.5 * attribute_loss(scores, labels, spoken), float((own * known).sum() / known.sum().clamp(min=1e-3))
+    return identity + 0.5 * attribute_loss(scores, labels, spoken), float(
+        (own * known).sum() / known.sum().clamp(min=1e-3)
+    )
 
 
 @torch.no_grad()
 def look(
-    model: Generator, prompter: Prompter, held_out: LatentSet, vae: AutoencoderTiny, reader: LatentReader | None,
-    root: Path, name: str, device: str, n: int = 64,
-) -> dict[str, float]:  # fmt: skip
+    model: Generator,
+    prompter: Prompter,
+    held_out: LatentSet,
+    vae: AutoencoderTiny,
+    reader: LatentReader | None,
+    root: Path,
+    name: str,
+    device: str,
+    n: int = 64,
+) -> dict[str, float]:
     """Held-out numbers: how much worse x0 gets with a wrong person or caption, likeness to the reader; and a sheet."""
     model.eval()
     state = torch.get_rng_state()
@@ -202,13 +262,19 @@ def look(
     t = torch.full((n,), 850, device=device)
     noised, _, a, s = noise.add(x, t)
     error = {}
-    for key, words, e in (("right", prompts, refs), ("person", prompts, refs.roll(13, 0)),
-                          ("caption", prompts[29:] + prompts[:29], refs)):  # fmt: skip
+    for key, words, e in (
+        ("right", prompts, refs),
+        ("person", prompts, refs.roll(13, 0)),
+        ("caption", prompts[29:] + prompts[:29], refs),
+    ):
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             v = model(noised, t, *prompter(words), model.projector(e))
         error[key] = float((a * noised - s * v - x).pow(2).mean())
-    found |= {"error": error["right"], "person_gap": error["person"] - error["right"],
-              "caption_gap": error["caption"] - error["right"]}  # fmt: skip
+    found |= {
+        "error": error["right"],
+        "person_gap": error["person"] - error["right"],
+        "caption_gap": error["caption"] - error["right"],
+    }
     none = model.projector(torch.zeros(1, 512, device=device))
     shown = sheet_prompts()
     ids = people[:6].repeat_interleave(len(shown))
@@ -219,7 +285,9 @@ def look(
         found["sampled_own"] = float(cosine[torch.arange(len(ids)), ids.to(device)].mean())
         found["sampled_rank1"] = float((cosine.argmax(1).cpu() == ids).float().mean())
     pictures = vae.decode(z).sample.float().clamp(-1, 1) / 2 + 0.5
-    first = vae.decode(held_out.latents[people[:6] * PER_PERSON].to(device).float()).sample.float().clamp(-1, 1) / 2 + 0.5
+    first = (
+        vae.decode(held_out.latents[people[:6] * PER_PERSON].to(device).float()).sample.float().clamp(-1, 1) / 2 + 0.5
+    )
     grid = torch.cat([first[:, None], pictures.view(6, len(shown), *pictures.shape[1:])], 1)
     save_sheet(grid.flatten(0, 1), len(shown) + 1, root / f"{name}.sheet.png")
     torch.set_rng_state(state)
@@ -232,7 +300,8 @@ def sheet_prompts() -> list[str]:
     return [
         "a photo of a person, with a neutral face, facing the camera, soft light, gray background",
         "a photo of a person, smiling, looking right, wearing a red shirt, soft light, blue background",
-        "a photo of a person, looking surprised, facing the camera, wearing a white shirt, wearing glasses, purple background",
+        "a photo of a person, looking surprised, facing the camera, wearing a white shirt, wearing glasses, "
+        "purple background",
         "a photo of a person, with closed eyes, wearing a blue shirt, wearing a red hat, soft light, white background",
         "a photo of a person, laughing, looking left, wearing a green shirt, warm light, yellow background",
         "a pencil sketch of a person, smiling, facing the camera",

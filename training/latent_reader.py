@@ -44,7 +44,9 @@ class LatentReader(nn.Module):
         return F.normalize(self.embedding(h).float(), dim=1), self.parameters_(h).float(), scores
 
 
-def attribute_loss(scores: dict[str, Tensor], labels: dict[str, Tensor], said: dict[str, Tensor] | None = None) -> Tensor:
+def attribute_loss(
+    scores: dict[str, Tensor], labels: dict[str, Tensor], said: dict[str, Tensor] | None = None
+) -> Tensor:
     """Mean cross entropy over attributes that show; ``said``: which rows count, per attribute."""
     device = next(iter(scores.values())).device
     style = labels["style"].to(device)
@@ -70,6 +72,7 @@ def train(
     """Train on noised latents: what a generator predicts is never clean."""
     torch.manual_seed(41)
     reader = LatentReader().to(device).to(memory_format=torch.channels_last)
+
     # A margin between people (CosFace) is what makes the embedding's cosine worth raising; regression alone is lax.
     def losses(source: LatentSet, n: int) -> tuple[Tensor, Tensor, Tensor]:
         b = source.batch(n, device, 0)
@@ -92,9 +95,11 @@ def train(
         torch.set_rng_state(state)
         return {"held_out": float(loss), "held_out_own": float(own), "held_out_contrast": float(contrast)}
 
-    loop = Loop("reader", root, {"reader": reader}, minutes, rate=2e-3, decay=0.7, averaging=0.99, on_save=look, save_every=45)
+    loop = Loop(
+        "reader", root, {"reader": reader}, minutes, rate=2e-3, decay=0.7, averaging=0.99, on_save=look, save_every=45
+    )
     while loop.going:
         loss, own, _ = losses(data, batch)
-        loop.update(loss, batch, own=float(own))
+        loop.update(loss, batch, own=float(own.detach()))
     loop.finish()
     return reader.eval().requires_grad_(False)

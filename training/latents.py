@@ -18,7 +18,14 @@ from .heads import ATTRIBUTES, identity_parameters
 
 
 def make(
-    data: Path, out: Path, vae: AutoencoderTiny, recogniser: nn.Module, *, device: str = "cpu", part: int = 0, parts: int = 1
+    data: Path,
+    out: Path,
+    vae: AutoencoderTiny,
+    recogniser: nn.Module,
+    *,
+    device: str = "cpu",
+    part: int = 0,
+    parts: int = 1,
 ) -> None:
     """Encode every shard below ``data`` that ``out`` lacks; several processes can share the work."""
     from .facedata import jitter_keypoints
@@ -56,9 +63,9 @@ class Batch:
 class LatentSet:
     """All latents of a split in memory.
 
-    ``latents`` float16 [n, 8, 16, 16]; ``embeddings`` raw float16 [n, 512]; ``masks`` uint8 [n, 1, 16, 16]; ``keypoints``
-    [n, 5, 2]; ``labels`` name -> [n]; ``centres`` unit mean embedding of every person's photos [n / 8, 512];
-    ``parameters`` [n / 8, K]. Render i shows person i // 8.
+    ``latents`` float16 [n, 8, 16, 16]; ``embeddings`` raw float16 [n, 512]; ``masks`` uint8 [n, 1, 16, 16];
+    ``keypoints`` [n, 5, 2]; ``labels`` name -> [n]; ``centres`` unit mean embedding of every person's photos [n / 8,
+    512]; ``parameters`` [n / 8, K]. Render i shows person i // 8.
     """
 
     def __init__(self, folder: Path, split: str, limit: int | None = None) -> None:

@@ -60,8 +60,14 @@ class Loop:
         self._begun = time.monotonic() - self.spent
         self._saved = time.monotonic()
         self.fraction = min(1.0, self.spent / self.seconds)
-        self._bar = tqdm(total=100, initial=int(100 * self.fraction), desc=name, disable=not self.workers.first, unit="%",
-                         mininterval=5 if sys.stderr.isatty() else 60)  # fmt: skip
+        self._bar = tqdm(
+            total=100,
+            initial=int(100 * self.fraction),
+            desc=name,
+            disable=not self.workers.first,
+            unit="%",
+            mininterval=5 if sys.stderr.isatty() else 60,
+        )
 
     @property
     def checkpoint(self) -> Path:
@@ -126,10 +132,15 @@ class Loop:
             save_curve(points, self.root / f"{self.name}-{key}.png", f"{self.name}: {key} over samples")
         (self.root / f"{self.name}.json").write_text(json.dumps(self.history, indent=1))
         state: dict[str, Any] = {
-            "modules": {k: m.state_dict() for k, m in self.modules.items()}, "average": self.average,
-            "optimiser": self.optimiser.state_dict(), "steps": self.steps, "samples": self.samples, "spent": self.spent,
-            "smooth": self.smooth, "history": self.history,
-        }  # fmt: skip
+            "modules": {k: m.state_dict() for k, m in self.modules.items()},
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "steps": self.steps,
+            "samples": self.samples,
+            "spent": self.spent,
+            "smooth": self.smooth,
+            "history": self.history,
+        }
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)
         part.replace(self.checkpoint)

@@ -9,6 +9,11 @@ from torch import Tensor, nn
 
 from .workers import Workers
 
+LARGEST = 256
+"""Matrices whose smaller side is longer are left to AdamW: on a CPU their orthogonalisation costs more than it
+brings.
+"""
+
 
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     """Nearest semi-orthogonal matrix to ``g`` [m, n], roughly, by a quintic Newton-Schulz iteration.
@@ -31,8 +36,8 @@ class Optimiser:
     """Gradient averaging over workers, clipping, Muon or AdamW steps.
 
     With ``muon`` every weight of two or more dimensions (a convolution as [out, in * k * k]) is updated by the
-    orthogonalised momentum, scaled by .2 sqrt(max(m, n)) so that AdamW's learning rates carry over (Liu et al., "Muon is
-    scalable for LLM training", 2025); each worker orthogonalises its share of the matrices.
+    orthogonalised momentum, scaled by .2 sqrt(max(m, n)) so that AdamW's learning rates carry over (Liu et al., "Muon
+    is scalable for LLM training", 2025); each worker orthogonalises its share of the matrices.
     """
 
     def __init__(
@@ -47,11 +52,17 @@ class Optimiser:
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.workers, self.weight_decay, self.clip = workers, weight_decay, clip
-        self.matrices = [p for p in self.parameters if muon and p.ndim >= 2 and min(p.shape[0], p.numel() // p.shape[0]) >= 8]
+        self.matrices = [p for p in self.parameters if muon and p.ndim >= 2 and 8 <= self._narrow(p) <= LARGEST]
         chosen = {id(p) for p in self.matrices}
         self.momentum = [torch.zeros_like(p) for p in self.matrices]
+        others = [p for p in self.parameters if id(p) not in chosen]
+        # Learning rates are Muon's; AdamW takes less for whole matrices, and bears as much for biases and gains.
+        groups = [
+            {"params": [p for p in others if p.ndim < 2], "share": 1.0},
+            {"params": [p for p in others if p.ndim >= 2], "share": 0.3 if muon else 1.0},
+        ]
         self.rest = torch.optim.AdamW(
-            [p for p in self.parameters if id(p) not in chosen], lr=1e-3, betas=betas, weight_decay=weight_decay
+            [g for g in groups if g["params"]], lr=1e-3, betas=betas, weight_decay=weight_decay
         )
         # Deal the matrices out by size, largest first, to whoever has least to do.
         load = [0.0] * workers.count
@@ -60,6 +71,10 @@ class Optimiser:
             rank = min(range(workers.count), key=load.__getitem__)
             self.owner[i] = rank
             load[rank] += self._cost(self.matrices[i])
+
+    @staticmethod
+    def _narrow(p: Tensor) -> int:
+        return min(p.shape[0], p.numel() // p.shape[0])
 
     @staticmethod
     def _cost(p: Tensor) -> float:
@@ -84,7 +99,7 @@ class Optimiser:
             extra = flat[at:].clone() if extra is not None else None
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         for group in self.rest.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.rest.step()
         self._matrix_step(rate)
         for p in self.parameters:

@@ -37,9 +37,16 @@ class FaceIdProjector(nn.Module):
 
 
 def pretrain(
-    projector: FaceIdProjector, embeddings: Tensor, goals: Tensor, root: Path, minutes: float, *, device: str = "cpu",
-    held_out: tuple[Tensor, Tensor] | None = None, batch: int = 128,
-) -> None:  # fmt: skip
+    projector: FaceIdProjector,
+    embeddings: Tensor,
+    goals: Tensor,
+    root: Path,
+    minutes: float,
+    *,
+    device: str = "cpu",
+    held_out: tuple[Tensor, Tensor] | None = None,
+    batch: int = 128,
+) -> None:
     """Teach the tokens to give the identity parameters away by a linear reading.
 
     ``embeddings`` [n, 512] unit, ``goals`` [n, K]; ``held_out`` the same of other people, for the log.
@@ -55,8 +62,19 @@ def pretrain(
     def look() -> dict[str, float]:
         return {"held_out": float(error(*held_out))} if held_out else {}
 
-    loop = Loop("projector", root, {"projector": projector, "read": read}, minutes, rate=1e-3, weight_decay=0.05,
-                muon=False, decay=0.8, averaging=0.99, on_save=look, save_every=60)  # fmt: skip
+    loop = Loop(
+        "projector",
+        root,
+        {"projector": projector, "read": read},
+        minutes,
+        rate=1e-3,
+        weight_decay=0.05,
+        muon=False,
+        decay=0.8,
+        averaging=0.99,
+        on_save=look,
+        save_every=60,
+    )
     while loop.going:
         rows = torch.randint(0, len(embeddings), (batch,))
         e = embeddings[rows].float()

@@ -79,7 +79,11 @@ class TextEncoders(nn.Module):
     def ids(self, prompts: list[str]) -> Tensor:
         """Token ids [n, LENGTH]."""
         return self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
         ).input_ids
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +106,9 @@ def random_captions(n: int, seed: int, blank: float = 0.06) -> tuple[list[str], 
 def pretrain(encoders: TextEncoders, root: Path, minutes: float, *, device: str = "cpu", batch: int = 128) -> float:
     """Teach the encoders to let attributes be read; returns the share of attributes read right on fresh captions."""
     torch.manual_seed(21)
-    read = nn.ModuleDict({"context": nn.Linear(2 * HIDDEN, sum(CLASSES.values())), "pooled": nn.Linear(HIDDEN, sum(CLASSES.values()))})
+    read = nn.ModuleDict(
+        {"context": nn.Linear(2 * HIDDEN, sum(CLASSES.values())), "pooled": nn.Linear(HIDDEN, sum(CLASSES.values()))}
+    )
     encoders.train().to(device)
     read.to(device)
 

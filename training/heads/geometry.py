@@ -2,7 +2,8 @@
 
 Axes of head space: x to the viewer's right, y up, z towards the camera, origin between the eyes' height and the skull's
 centre. "Body space" is the same without the head's rotation (neck and shoulders do not turn with the head). Symmetry
-comes from evaluating at sqrt(x^2 + small). Primitives and joins: Inigo Quilez, "Distance functions" and "Smooth minimum".
+comes from evaluating at sqrt(x^2 + small). Primitives and joins: Inigo Quilez, "Distance functions" and "Smooth
+minimum".
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ PIVOT = (0.0, -0.55, -0.16)
 
 SHAPE: tuple[str, ...] = (
     "skull_width", "skull_height", "face_width", "face_height", "jaw", "chin_width", "chin_drop", "chin_depth", "cheek",
-    "nose_length", "nose_depth", "nose_width", "nose_tip", "nose_bridge", "eye_gap", "eye_size", "eye_height", "eye_slant",
+    "nose_length", "nose_depth", "nose_width", "nose_tip", "nose_bridge", "eye_gap", "eye_size", "eye_height",
+    "eye_slant",
     "lid_upper", "lid_lower", "socket", "brow_height", "brow_thickness", "brow_arch", "brow_tilt", "brow_gap",
     "mouth_height", "mouth_width", "upper_lip", "lower_lip", "ear", "neck", "hair_side", "hair_top", "hair_length",
     "fringe", "parting", "curl", "no_hair", "bun", "beard", "moustache", "wrinkles",
@@ -125,7 +127,9 @@ def paint_fields(x: Tensor, y: Tensor, z: Tensor, g: dict[str, Tensor]) -> Paint
     upper = g["upper_lip"] * arch * (1 - 0.35 * bump(x, 0.035))
     lower = g["lower_lip"] * arch
     dy = y - centre
-    lips = ramp(-edge, edge, gape + upper - dy) * ramp(-edge, edge, dy + gape * 1.25 + lower) * ramp(1.0, 0.93, u) * front
+    lips = (
+        ramp(-edge, edge, gape + upper - dy) * ramp(-edge, edge, dy + gape * 1.25 + lower) * ramp(1.0, 0.93, u) * front
+    )
     is_open = (g["open"] > 0.1).to(x.dtype)
     inner = ramp(-edge, edge, gape - dy) * ramp(-edge, edge, dy + gape * 1.25) * ramp(0.96, 0.86, u) * front * is_open
     line = bump(dy, 0.013) * ramp(1.08, 0.9, u) * front * (1 - is_open)

@@ -1,4 +1,6 @@
-"""Everything of a picture that is not the person: pose, expression, light, colours, glasses, hat, style; and captions."""
+"""Everything of a picture that is not the person: pose, expression, light, colours, glasses, hat, style; and
+captions.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,14 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 EXPRESSION_WORDS = ("with a neutral face", "smiling", "laughing", "looking surprised", "looking sad", "looking angry",
                     "with closed eyes")  # fmt: skip
 POSE_WORDS = ("facing the camera", "looking left", "looking right", "looking up", "looking down", "with tilted head")
-LIGHT_WORDS = ("soft light", "light from the left", "light from the right", "warm light", "cold light", "light from above")
+LIGHT_WORDS = (
+    "soft light",
+    "light from the left",
+    "light from the right",
+    "warm light",
+    "cold light",
+    "light from above",
+)
 STYLE_WORDS = ("a photo of a person", "a pencil sketch of a person", "a marble statue of a person",
                "a comic drawing of a person", "an oil painting of a person")  # fmt: skip
 
@@ -118,11 +127,20 @@ def _values(labels: dict[str, Tensor], g: torch.Generator, jitter: float) -> dic
     v["brow_raise"] = pick([0, 0.1, 0.25, 1.0, 0.2, -0.5, 0], "expression")
     v["brow_angle"] = pick([0, 0, 0, 0, 1.0, -1.0, 0], "expression")
     direction = pick(
-        [[0.25, 0.45, 0.85], [-0.95, 0.25, 0.45], [0.95, 0.25, 0.45], [0.45, 0.4, 0.8], [-0.45, 0.4, 0.8], [0.05, 1, 0.25]],
+        [
+            [0.25, 0.45, 0.85],
+            [-0.95, 0.25, 0.45],
+            [0.95, 0.25, 0.45],
+            [0.45, 0.4, 0.8],
+            [-0.45, 0.4, 0.8],
+            [0.05, 1, 0.25],
+        ],
         "light",
     ) + torch.cat([around(0.12, 2), around(0.08, 1)], 1)
     v["light_x"], v["light_y"], v["light_z"] = F.normalize(direction, dim=1).unbind(1)
-    tint = pick([[1, 0.98, 0.95], [1, 0.98, 0.95], [1, 0.98, 0.95], [1.12, 0.86, 0.62], [0.72, 0.88, 1.14], [1, 1, 1]], "light")
+    tint = pick(
+        [[1, 0.98, 0.95], [1, 0.98, 0.95], [1, 0.98, 0.95], [1.12, 0.86, 0.62], [0.72, 0.88, 1.14], [1, 1, 1]], "light"
+    )
     v["light_r"], v["light_g"], v["light_b"] = tint.unbind(1)
     v["ambient"] = pick([0.52, 0.30, 0.30, 0.38, 0.38, 0.34], "light")
     colours = torch.tensor(list(COLOUR_VALUES.values()))

@@ -17,10 +17,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "cheek": (0.10, 0.24), "nose_length": (0.18, 0.34), "nose_depth": (0.08, 0.25), "nose_width": (0.06, 0.17),
     "nose_tip": (0.065, 0.130), "nose_bridge": (0.035, 0.080), "eye_gap": (0.23, 0.325), "eye_size": (0.145, 0.200),
     "eye_height": (0.01, 0.11), "eye_slant": (-0.28, 0.28), "lid": (0.40, 0.90), "socket": (0.0, 0.05),
-    "brow_height": (0.21, 0.30), "brow_thickness": (0.016, 0.052), "brow_arch": (0.00, 0.07), "brow_tilt": (-0.05, 0.03),
+    "brow_height": (0.21, 0.30), "brow_thickness": (0.016, 0.052), "brow_arch": (0.00, 0.07),
+    "brow_tilt": (-0.05, 0.03),
     "brow_gap": (0.0, 0.04), "mouth_height": (-0.55, -0.45), "mouth_width": (0.16, 0.28), "upper_lip": (0.020, 0.062),
     "lower_lip": (0.028, 0.078), "ear": (0.75, 1.25), "neck": (0.23, 0.36), "hair_side": (0.04, 0.16),
-    "hair_top": (0.05, 0.26), "hair_length": (0.0, 1.0), "fringe": (0.0, 1.0), "parting": (-0.5, 0.5), "curl": (0.0, 0.05),
+    "hair_top": (0.05, 0.26), "hair_length": (0.0, 1.0), "fringe": (0.0, 1.0), "parting": (-0.5, 0.5),
+    "curl": (0.0, 0.05),
 }  # fmt: skip
 # Coordinates with a meaning of their own (thresholds, ramps), see :func:`describe`.
 SPECIAL: tuple[str, ...] = (
@@ -31,9 +33,30 @@ COORDINATES: tuple[str, ...] = (*RANGES, *SPECIAL)
 DIMENSIONS = len(COORDINATES)
 """D, the length of an identity latent."""
 
-_SKIN = ((.97, .78, .68), (.94, .70, .56), (.85, .59, .42), (.69, .44, .29), (.50, .31, .20), (.34, .20, .135))  # fmt: skip
-_HAIR = ((.035, .028, .03), (.13, .07, .04), (.30, .16, .07), (.45, .14, .05), (.72, .50, .22), (.86, .74, .48))  # fmt: skip
-_IRIS = ((.12, .06, .03), (.30, .16, .06), (.35, .33, .10), (.16, .38, .18), (.15, .36, .62), (.45, .55, .62))  # fmt: skip
+_SKIN = (
+    (0.97, 0.78, 0.68),
+    (0.94, 0.70, 0.56),
+    (0.85, 0.59, 0.42),
+    (0.69, 0.44, 0.29),
+    (0.50, 0.31, 0.20),
+    (0.34, 0.20, 0.135),
+)
+_HAIR = (
+    (0.035, 0.028, 0.03),
+    (0.13, 0.07, 0.04),
+    (0.30, 0.16, 0.07),
+    (0.45, 0.14, 0.05),
+    (0.72, 0.50, 0.22),
+    (0.86, 0.74, 0.48),
+)
+_IRIS = (
+    (0.12, 0.06, 0.03),
+    (0.30, 0.16, 0.06),
+    (0.35, 0.33, 0.10),
+    (0.16, 0.38, 0.18),
+    (0.15, 0.36, 0.62),
+    (0.45, 0.55, 0.62),
+)
 _GREY = (0.74, 0.74, 0.76)
 
 
@@ -73,7 +96,9 @@ def describe(people: Tensor) -> dict[str, Tensor]:
     p["curl"] = 0.040 * curl
     p["hair_side"] = p["hair_side"] + 0.15 * afro
     p["hair_top"] = p["hair_top"] + 0.10 * afro
-    p["bun"] = torch.where((u["bun"] > 0.86) & ~bald, 0.20 + 0.10 * (u["bun"] - 0.86) / 0.14, torch.full_like(u["bun"], -1.0))
+    p["bun"] = torch.where(
+        (u["bun"] > 0.86) & ~bald, 0.20 + 0.10 * (u["bun"] - 0.86) / 0.14, torch.full_like(u["bun"], -1.0)
+    )
 
     short = (length < 0.5).float()  # beards go with short hair here: easier to read as a person at 128 px
     beard = (u["beard"] > 0.60).float() * short
@@ -116,7 +141,8 @@ def identity_parameters(people: Tensor) -> Tensor:
     extra = torch.stack(
         [
             (p["bun"] + 0.83) * 2.3, (p["beard"] - 0.19) * 2.5, (p["moustache"] - 0.26) * 2.3,
-            (p["hair_length"] - 0.42) * 2.2, ((curl - 0.74).clamp(min=0) - 0.034) * 14, (_step(0.70, 0.80, age) - 0.25) * 2.3,
+            (p["hair_length"] - 0.42) * 2.2, ((curl - 0.74).clamp(min=0) - 0.034) * 14,
+            (_step(0.70, 0.80, age) - 0.25) * 2.3,
         ], 1,
     )  # fmt: skip
     colours = torch.cat([(p["skin"] - 0.5) * 4, (p["hair"] - 0.35) * 3.5, (p["iris"] - 0.25) * 6], 1)

@@ -1,4 +1,6 @@
-"""Batched sphere tracing of the heads, shading, and the exact landmarks, boxes and face masks that go with a picture."""
+"""Batched sphere tracing of the heads, shading, and the exact landmarks, boxes and face masks that go with a
+picture.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ class Renders:
     """A batch of pictures and what is exactly known about them.
 
     ``images`` [n, 3, S, S] in 0..1; ``keypoints`` [n, 5, 2] in pixels (left eye, right eye, nose, left and right mouth
-    corner, left meaning left in the image); ``boxes`` [n, 4] in pixels (x0, y0, x1, y1); ``masks`` [n, 1, S, S] in 0..1,
-    the visible skin and eyes of the face; ``captions``; ``attributes``: name -> class indices [n].
+    corner, left meaning left in the image); ``boxes`` [n, 4] in pixels (x0, y0, x1, y1); ``masks`` [n, 1, S, S] in
+    0..1, the visible skin and eyes of the face; ``captions``; ``attributes``: name -> class indices [n].
     """
 
     images: Tensor
@@ -54,7 +56,9 @@ def rotation_matrix(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
 
 @cache
 def _functions(compiled: bool) -> tuple[Any, Any]:
-    """The distance and surface functions, compiled or not. Compiling more than these two takes minutes and gains nothing."""
+    """The distance and surface functions, compiled or not. Compiling more than these two takes minutes and gains
+    nothing.
+    """
     if compiled:
         return torch.compile(distance, dynamic=False), torch.compile(surface, dynamic=False)
     return distance, surface
@@ -73,8 +77,8 @@ def _rays(size: int, values: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]
 def _trace(size: int, v: dict[str, Tensor], rotation: Tensor, shape: Tensor, dist: Any) -> tuple[Tensor, Tensor]:
     """Depth along each ray and coverage (antialiased silhouette), both [n, size * size].
 
-    Half resolution first; its conservative depth starts the full-resolution rays, and the few grazing rays that have not
-    arrived by then get extra steps in a fixed-size group (fixed shapes keep compiled code valid).
+    Half resolution first; its conservative depth starts the full-resolution rays, and the few grazing rays that have
+    not arrived by then get extra steps in a fixed-size group (fixed shapes keep compiled code valid).
     """
     n, half = shape.shape[0], size // 2
     dx, dy, dz = _rays(half, v)
@@ -118,9 +122,15 @@ def _normals(x: Tensor, y: Tensor, z: Tensor, args: tuple[Tensor, Tensor], dist:
 
 
 def _shade(
-    t: Tensor, alpha: Tensor, size: int, v: dict[str, Tensor], statue: Tensor, args: tuple[Tensor, Tensor], palette: Tensor,
+    t: Tensor,
+    alpha: Tensor,
+    size: int,
+    v: dict[str, Tensor],
+    statue: Tensor,
+    args: tuple[Tensor, Tensor],
+    palette: Tensor,
     functions: tuple[Any, Any],
-) -> tuple[Tensor, Tensor, Surface]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Surface]:
     """Lit image [n, 3, S, S], geometry channels for the drawn styles [n, 6, S, S], and the surface."""
     dist, paint = functions
     dx, dy, dz = _rays(size, v)
@@ -193,9 +203,12 @@ def landmarks(person: dict[str, Tensor], values: dict[str, Tensor], size: int) -
     eye_z = 0.57 + g["eye_size"]
     nose_y = g["eye_height"] + 0.06 - g["nose_length"]
     points = [
-        (-g["eye_gap"], g["eye_height"], eye_z), (g["eye_gap"], g["eye_height"], eye_z),
-        (o, nose_y, 0.66 + g["nose_depth"] + g["nose_tip"]), (-mouth, mouth_y, 0.60 + o), (mouth, mouth_y, 0.60 + o),
-    ]  # fmt: skip
+        (-g["eye_gap"], g["eye_height"], eye_z),
+        (g["eye_gap"], g["eye_height"], eye_z),
+        (o, nose_y, 0.66 + g["nose_depth"] + g["nose_tip"]),
+        (-mouth, mouth_y, 0.60 + o),
+        (mouth, mouth_y, 0.60 + o),
+    ]
     keypoints = _project(torch.stack([torch.stack(p, 1) for p in points], 1), values, rotation, size)
     half = g["face_width"] + 0.06
     rim = [(s * half, y + o, z + o) for s in (-1, 1) for y, z in ((0.62, 0.3), (-0.05, 0.45), (-0.92, 0.35))]
@@ -205,7 +218,8 @@ def landmarks(person: dict[str, Tensor], values: dict[str, Tensor], size: int) -
 
 @torch.no_grad()
 def render(people: Tensor, nuisances: Nuisances, size: int = 128, *, compiled: bool = False) -> Renders:
-    """Draw ``people`` [n, D] under ``nuisances`` (same length) at ``size`` x ``size`` pixels (even), on people's device.
+    """Draw ``people`` [n, D] under ``nuisances`` (same length) at ``size`` x ``size`` pixels (even), on people's
+    device.
 
     ``compiled`` runs torch.compile over the distance field: a minute once per batch shape, then several times faster.
     Raises ValueError when the lengths differ.

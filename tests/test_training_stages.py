@@ -1,0 +1,193 @@
+"""Every stage of the training runs: a few steps on a handful of people, tokenizers on any text, files in their
+formats.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from idgen.training import data
+from idgen.training.captions import CLASSES, random_caption
+from idgen.training.heads import sample_nuisances, sample_people
+from idgen.training.optim import Optimiser, orthogonalise
+from idgen.training.text import END, TextEncoders, random_captions, write_tokenizer
+from idgen.training.workers import Workers
+
+STEPS = 0.004  # minutes: a few steps
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def test_tokenizer_keeps_our_words_whole(tokenizer):
+    for word in ("red", "glasses", "smiling", "background", "person", "id"):
+        assert len(tokenizer(word).input_ids) == 3
+
+
+@pytest.mark.parametrize("text", ["Zürich, 2024!", "你好", "😀 emoji", "", "   ", "supercalifragilistic", "\x00\n\t"])
+def test_tokenizer_encodes_any_text(tokenizer, text):
+    ids = tokenizer(text, padding="max_length", truncation=True, max_length=32).input_ids
+    assert len(ids) == 32 and max(ids) < len(tokenizer)
+    assert tokenizer.eos_token == END and tokenizer.eos_token_id != 2
+    whole = tokenizer(text).input_ids[1:-1]
+    assert tokenizer.unk_token_id not in whole or tokenizer.unk_token_id == tokenizer.eos_token_id
+    assert (len(whole) > 0) == bool(text.strip(" \n\t"))
+
+
+def test_captions_say_what_they_say():
+    labels = sample_nuisances(50, 3).labels
+    rng = random.Random(1)
+    for i in range(50):
+        text, meaning = random_caption(labels, i, rng)
+        for name, index in meaning.items():
+            assert index in (int(labels[name][i]), CLASSES[name] - 1)
+        if meaning["glasses"] == 1:
+            assert "glasses" in text
+
+
+def test_orthogonalise_evens_out_singular_values():
+    torch.manual_seed(0)
+    for shape in ((16, 64), (64, 16)):
+        s = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert s.min() > 0.5 and s.max() < 1.4
+
+
+def test_optimiser_learns_and_resumes():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 16))
+    optimiser = Optimiser(net.parameters(), Workers())
+    x, y = torch.randn(64, 16), torch.randn(64, 16)
+    losses = []
+    for _ in range(60):
+        loss = (net(x) - y).pow(2).mean()
+        loss.backward()
+        optimiser.step(1e-2)
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+    other = Optimiser(net.parameters(), Workers())
+    other.load_state_dict(optimiser.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(other.momentum, optimiser.momentum))
+
+
+def test_splits_never_share_people():
+    seeds = list(data.SPLIT_SEEDS.values())
+    assert all(abs(a - b) >= 100_000 for i, a in enumerate(seeds) for b in seeds[i + 1 :])
+    people = [sample_people(5, s) for s in seeds]
+    assert not any(torch.equal(a, b) for i, a in enumerate(people) for b in people[i + 1 :])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    """A run folder with 6 people, as the stages would have left it."""
+    from idgen.training import autoencoder as ae
+    from idgen.training.latents import make
+    from idgen.training.recogniser import Recogniser
+
+    root = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "SHARD_PEOPLE", 3)
+        for split in ("train", "validation"):
+            data.write_shard(data.render_shard(split, 0, batch=12), data.shard_path(root / "shards", split, 0))
+    torch.manual_seed(0)
+    make(root / "shards", root / "latents", ae.build(ae.AutoencoderSize(8, 8)).eval(), Recogniser().eval())
+    return root
+
+
+def test_autoencoder_trains_and_folds(folder):
+    from idgen.training import autoencoder as ae
+
+    shards = data.load(folder / "shards", "train")
+    size = ae.AutoencoderSize(16, 16, (0, 0, 1, 1), (1, 1, 0, 0))
+    model = ae.train(shards, shards, folder, STEPS, size=size, batch=4)
+    assert (folder / "autoencoder" / "config.json").exists()
+    assert ae.encode(model, shards.images[:2]).shape == (2, 8, 16, 16)
+    decoder = ae.train(
+        shards, shards, folder, STEPS, batch=4, decoder_only=True, start=folder / "autoencoder", name="decoder"
+    )
+    for a, b in zip(model.encoder.parameters(), decoder.encoder.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_fold_changes_nothing():
+    from idgen.training import autoencoder as ae
+
+    torch.manual_seed(1)
+    model, norm = ae.build(ae.AutoencoderSize(8, 8, (0, 0, 0, 1), (1, 0, 0, 0))), ae.LatentNorm()
+    norm.mean.normal_()
+    norm.var.uniform_(0.5, 2)
+    norm.eval()
+    x = torch.randn(2, 3, 32, 32)
+    before = norm(model.encode(x).latents)
+    ae.fold(model, norm)
+    assert torch.allclose(before, norm(model.encode(x).latents), atol=1e-4)
+
+
+def test_generator_and_its_adapters_train(folder, tokenizer):
+    """One after the other, as the stages do, and each comes out in its format."""
+    from idgen.adapters.projections import build_projection
+    from idgen.training import arc2face, face_image, generator, instantid, latent_reader, projector
+    from idgen.training import autoencoder as ae
+    from idgen.training.latents import LatentSet
+
+    people, words = LatentSet(folder / "latents", "train"), TextEncoders(tokenizer).eval()
+    vae = ae.build(ae.AutoencoderSize(8, 8, (0, 0, 0, 1), (1, 0, 0, 0))).eval()
+    reader = latent_reader.train(people, people, folder, STEPS, batch=4)
+    start = projector.FaceIdProjector()
+    projector.pretrain(start, people.centres, people.parameters, folder, STEPS, batch=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator, "look", lambda *_: {})
+        model = generator.train(
+            people, people, words, start, vae, folder, STEPS, batch=4, find_reader=lambda: reader, reader_from=0
+        )
+    assert "1.to_k_ip.weight" in model.keys.tensors()
+    project = {k: v.detach() for k, v in model.projector.state_dict().items()}
+    e = people.centres[:2]
+    assert torch.allclose(build_projection(project)(e), model.projector(e), atol=1e-5)
+
+    face = face_image.train(
+        people,
+        data.load(folder / "shards", "train"),
+        people,
+        data.load(folder / "shards", "train"),
+        model.projector,
+        folder,
+        STEPS,
+        batch=2,
+    )
+    refine = {f"perceiver_resampler.{k}": v for k, v in face.perceiver.state_dict().items()}
+    build_projection({**project, **refine})
+
+    resampler = instantid.train_resampler(people, people, model.projector, folder, STEPS, batch=4)
+    build_projection(resampler.state_dict())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instantid, "sample", lambda *a, **k: torch.zeros(18, 8, 16, 16))
+        net = instantid.train_identity_net(people, people, words, model, resampler, vae, folder, STEPS, batch=4)
+    assert net.config.conditioning_channels == 3
+
+    encoders = arc2face.pretrain_encoders(people, words, model, folder, STEPS, batch=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arc2face, "sample_faces", lambda *a, **k: torch.zeros(24, 8, 16, 16))
+        unet, _, _ = arc2face.train(people, people, words, model, vae, folder, STEPS, batch=4, encoders=encoders)
+    assert unet.config.cross_attention_dim == 512
+
+
+def test_interrupted_training_goes_on(folder):
+    """A second run with a larger budget takes up samples and time where the first one stopped."""
+    from idgen.training import latent_reader
+    from idgen.training.latents import LatentSet
+
+    people = LatentSet(folder / "latents", "train")
+    latent_reader.train(people, people, folder / "again", STEPS, batch=4)
+    first = torch.load(folder / "again" / "reader.pt", weights_only=True)
+    latent_reader.train(people, people, folder / "again", 3 * STEPS, batch=4)
+    second = torch.load(folder / "again" / "reader.pt", weights_only=True)
+    assert second["samples"] > first["samples"] and second["spent"] > first["spent"]
+
+
+def test_random_captions_are_repeatable():
+    assert random_captions(5, 1)[0] == random_captions(5, 1)[0]
