@@ -1,0 +1,344 @@
+"""The engine: one thread owns the models; requests wait in a bounded queue and share UNet calls where they can.
+
+The demo, the HTTP service and the cluster all stand on it. It knows threads only, nothing of asyncio.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import secrets
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from idgen.batching import batch_key
+from idgen.errors import BadRequest, Cancelled, IdgenError
+from idgen.jobs import Busy, DeadlineExceeded, EngineClosed, Job, Progress, State
+
+if TYPE_CHECKING:
+    from idgen.pipeline import Pipeline
+    from idgen.request import Request
+    from idgen.sampler import Step
+
+__all__ = ["Busy", "DeadlineExceeded", "Engine", "EngineClosed", "Job", "Progress", "Stats"]
+
+log = logging.getLogger("idgen.engine")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine has done since it started."""
+
+    queued: int
+    """jobs that wait now"""
+    running: int
+    """jobs in the UNet call that runs now"""
+    served: int
+    failed: int
+    cancelled: int
+    rejected: int
+    """refused because the queue was full"""
+    images: int
+    batch_sizes: dict[int, int]
+    """images in one sampler run -> how many such runs"""
+    busy_s: float
+    """seconds in which the models worked"""
+
+
+class Engine:
+    """Runs requests on resident pipelines. Use as a context manager, or :meth:`close` it."""
+
+    def __init__(
+        self,
+        load: Callable[[str], Pipeline] | Mapping[str, Any] | None = None,
+        *,
+        queue_size: int = 64,
+        max_batch: int = 8,
+        batching: bool = True,
+    ) -> None:
+        """Start the engine's thread. No model is loaded before it is needed.
+
+        Args:
+            load: gives a pipeline for a name; or settings for :func:`idgen.load` (``base``, ``device`` ...); ``None``
+                loads with its defaults.
+            queue_size: jobs that may wait, at least 1.
+            max_batch: images in one UNet call, at least 1. A request for more is run in several.
+            batching: whether waiting requests that fit together share UNet calls.
+        Raises:
+            BadRequest: a number is out of its bounds.
+        """
+        for name, value in (("queue_size", queue_size), ("max_batch", max_batch)):
+            if value < 1:
+                raise BadRequest(f"{name} is {value}; it must be at least 1.", name)
+        if load is None or isinstance(load, Mapping):
+            from idgen.api import resident
+
+            load = functools.partial(resident, **(load or {}))
+        self.queue_size, self.max_batch, self.batching = queue_size, max_batch, batching
+        self._load: Callable[[str], Pipeline] = load
+        self._pipelines: dict[str, Pipeline] = {}
+        self._loading = threading.Lock()
+        self._queue: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._closed = False
+        self._counts: Counter[str] = Counter()
+        self._batch_sizes: Counter[int] = Counter()
+        self._busy_s = 0.0
+        self._seconds_per_job = 0.0
+        self._lock = threading.RLock()
+        self._wake = threading.Condition(self._lock)
+        self._thread = threading.Thread(target=self._work, name="idgen-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, *, deadline: float | None = None, preview_every: int = 0) -> Job:
+        """Queue a request.
+
+        Args:
+            deadline: seconds from now after which the job fails with :class:`DeadlineExceeded`; ``None``: never.
+            preview_every: show previews after every so many steps; 0 shows none.
+        Raises:
+            Busy: the queue is full. EngineClosed: the engine was closed. BadRequest: an argument is out of bounds.
+        """
+        if deadline is not None and not (deadline > 0 and math.isfinite(deadline)):
+            raise BadRequest(f"deadline is {deadline}; it must be above 0 seconds.", "deadline")
+        if preview_every < 0:
+            raise BadRequest(f"preview_every is {preview_every}; it must be 0 or more.", "preview_every")
+        if request.seed is None:  # decided here, so that a job that runs in parts or twice keeps its pictures
+            request = request.change(seed=secrets.randbelow(2**32))
+        job = Job(self, request, deadline, preview_every)
+        with self._lock:
+            if self._closed:
+                raise EngineClosed("the server is shutting down; send the request again in a minute.")
+            if len(self._queue) >= self.queue_size:
+                self._counts["rejected"] += 1
+                wait = max(1, min(3600, math.ceil(self._seconds_per_job * len(self._queue))))
+                raise Busy(f"{len(self._queue)} requests are waiting, as many as may; try again in {wait} s.", wait)
+            self._queue.append(job)
+            self._wake.notify()
+        return job
+
+    def pipeline(self, name: str = "auto") -> Pipeline:
+        """The resident pipeline of that name, loaded at the first call. May be called from any thread.
+
+        Raises:
+            IdgenError: as :func:`idgen.load`.
+        """
+        with self._loading:
+            if name not in self._pipelines:
+                pipeline = self._load(name)
+                # "auto" and the name it stands for share one pipeline, so that their requests share UNet calls.
+                self._pipelines[name] = self._pipelines.setdefault(pipeline.name, pipeline)
+            return self._pipelines[name]
+
+    def loaded(self) -> list[Pipeline]:
+        """The pipelines that are resident now."""
+        return list({id(pipeline): pipeline for pipeline in self._pipelines.copy().values()}.values())
+
+    def stats(self) -> Stats:
+        """The numbers of this moment."""
+        with self._lock:
+            served, failed, cancelled, rejected, images = (
+                self._counts[name] for name in ("done", "failed", "cancelled", "rejected", "images")
+            )
+            running = sum(not job.done for job in self._running)
+            sizes = dict(self._batch_sizes)
+            return Stats(
+                len(self._queue), running, served, failed, cancelled, rejected, images, sizes, round(self._busy_s, 3)
+            )
+
+    def position(self, job: Job) -> int:
+        """A job's place in the queue from 1; 0 when it runs or has ended."""
+        with self._lock:
+            return self._queue.index(job) + 1 if job in self._queue and job.state == "queued" else 0
+
+    def close(self, drain: bool = True, timeout: float | None = None) -> None:
+        """Take no more requests and end the thread.
+
+        Args:
+            drain: finish what runs and waits; otherwise it is cancelled.
+            timeout: seconds after which what is left is cancelled; ``None`` waits as long as it takes.
+        """
+        with self._lock:
+            self._closed = True
+            self._wake.notify_all()
+        if drain and threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+        for job in self._all():
+            self.finish(job, "cancelled", EngineClosed("the server shut down before the request was finished."))
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close(drain=False)
+
+    def finish(self, job: Job, state: State, error: BaseException | None = None) -> bool:
+        """End a job once, in one of the final states, and free its place. For :class:`Job` and the engine itself."""
+        with self._lock:
+            if job.done:
+                return False
+            if job in self._queue:
+                self._queue.remove(job)
+            job.error, job.state = error, state
+            job.parts.clear()
+            self._counts[state] += 1
+        job.settle()
+        return True
+
+    def _all(self) -> list[Job]:
+        with self._lock:
+            return [*self._running, *self._queue]
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for job in self._all():
+            if job.expires is not None and now >= job.expires and not job.done:
+                waited = job.expires - job.submitted
+                self.finish(job, "failed", DeadlineExceeded(f"the request was not finished within {waited:g} s."))
+
+    def _work(self) -> None:
+        while (jobs := self._next()) is not None:
+            started = time.monotonic()
+            try:
+                self._run(jobs)
+            except Exception as error:  # the thread must outlive every mistake
+                log.exception("the engine failed")
+                for job in jobs:
+                    self.finish(job, "failed", error)
+            finally:
+                seconds = time.monotonic() - started
+                with self._lock:
+                    self._running = []
+                    self._busy_s += seconds
+                    each = seconds / len(jobs)
+                    self._seconds_per_job = 0.7 * (self._seconds_per_job or each) + 0.3 * each
+                    # Behind the others: a request for many images does not keep requests for one waiting.
+                    self._queue.extend(job for job in jobs if not job.done)
+                jobs = []  # do not keep their pictures alive while waiting
+
+    def _next(self) -> list[Job] | None:
+        """Wait for work: the first job in the queue and all that fit into one UNet call with it."""
+        while True:
+            self._expire()
+            with self._lock:
+                if not self._queue:
+                    if self._closed:
+                        return None
+                    self._wake.wait()
+                    continue
+                first = self._queue.popleft()
+                jobs, images, key = [first], first.parts[0].n, self._key(first.parts[0])
+                for job in list(self._queue) if self.batching else []:
+                    part = job.parts[0]
+                    if images + part.n <= self.max_batch and self._key(part) == key:
+                        self._queue.remove(job)
+                        jobs.append(job)
+                        images += part.n
+                for job in jobs:
+                    job.state = "running"
+                self._running = jobs
+                return jobs
+
+    def _key(self, request: Request) -> Hashable:
+        known = self._pipelines.get(request.pipeline)
+        return batch_key(known.name if known else request.pipeline, request)
+
+    def _run(self, jobs: list[Job]) -> None:
+        try:
+            pipeline = self.pipeline(jobs[0].request.pipeline)
+        except Exception as error:
+            for job in jobs:
+                self._fail(job, error)
+            return
+        if len(jobs) > 1:
+            jobs = [job for job in jobs if self._acceptable(pipeline, job)]
+        try:
+            self._sample(pipeline, jobs)
+        except Exception as error:
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
+                return
+            # One of them does not fit after all, or together they are too large: each gets its own answer.
+            for job in jobs:
+                try:
+                    self._sample(pipeline, [job])
+                except Exception as own:
+                    self._fail(job, own)
+
+    def _acceptable(self, pipeline: Pipeline, job: Job) -> bool:
+        """Find a request's own faults, such as a photo without a face, before it joins others."""
+        if job.done:
+            return False
+        try:
+            pipeline.order(job.parts[0])  # faces are remembered by content, so they are not looked for twice
+        except Exception as error:
+            self._fail(job, error)
+            return False
+        return True
+
+    def _sample(self, pipeline: Pipeline, jobs: Sequence[Job]) -> None:
+        jobs, parts = _live(jobs)
+        if not jobs:
+            return
+        started = time.monotonic()
+
+        def after_step(step: Step) -> bool:
+            self._expire()
+            if all(job.done for job in jobs):
+                return False
+            spent = time.monotonic() - started
+            self._publish(step, jobs, [part.n for part in parts], spent)
+            return True
+
+        try:
+            results = pipeline.generate_many(parts, callback=after_step)
+        except Cancelled:
+            return
+        with self._lock:
+            self._batch_sizes[sum(part.n for part in parts)] += 1
+            self._counts["images"] += sum(part.n for part in parts)
+        for job, portraits in zip(jobs, results):
+            with self._lock:
+                if job.done:
+                    continue
+                job.portraits.extend(portraits)
+                job.parts.popleft()
+            if not job.parts:
+                self.finish(job, "done")
+
+    def _publish(self, step: Step, jobs: Sequence[Job], sizes: list[int], spent: float) -> None:
+        due = [job.preview_every > 0 and (step.index + 1) % job.preview_every == 0 and not job.done for job in jobs]
+        previews = step.preview() if any(due) else []
+        row = 0
+        for job, size, shown in zip(jobs, sizes, due):
+            before = job.part_count - len(job.parts)
+            done, total = before * step.total + step.index + 1, job.part_count * step.total
+            eta = spent / (step.index + 1) * (total - done)
+            if not job.done:
+                job.publish(Progress(done, total, previews[row : row + size] if shown else None, round(eta, 3)))
+            row += size
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if not isinstance(error, IdgenError):
+            log.error("a request failed unexpectedly", exc_info=error)
+        # The frames of the traceback hold the models' tensors, for as long as somebody holds the job.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        self.finish(job, "failed", error)
+
+
+def _live(jobs: Sequence[Job]) -> tuple[list[Job], list[Request]]:
+    """The jobs that nobody has given up, with what each runs next."""
+    pairs = []
+    for job in jobs:
+        try:
+            pairs.append((job, job.parts[0]))
+        except IndexError:  # it ended in this moment
+            continue
+    return [job for job, _ in pairs], [part for _, part in pairs]
