@@ -66,7 +66,7 @@ def load(
     explicit = {"adapter": adapter, "controlnet": controlnet, "image_encoder": image_encoder}
     paths = {role: Path(path) for role, path in explicit.items() if path is not None}
     if pipeline == "auto":
-        pipeline, base = _choose(base)
+        pipeline, base = choose(base)
     classes = [method(name) for name in pipeline.split("+")]
     base = _default_base(classes, base) if base is None else _alias(classes[0], base)
     if isinstance(base, str) and base in BASES:
@@ -177,7 +177,7 @@ def _extractor_if_here(classes: list[type[Method]], backbone: Backbone) -> FaceE
         return None
 
 
-def _choose(base: Any) -> tuple[str, Any]:
+def choose(base: Any) -> tuple[str, Any]:
     """Pipeline and base for ``"auto"``: real weights before mini, best likeness first."""
     if isinstance(base, (Path, Backbone)) or (base is not None and base not in (*BASES, "mini")):
         raise BadRequest("with a base of your own, name the pipeline too.", "pipeline")
