@@ -25,10 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from idgen.training.attributes import load_reader, visible
-from idgen.training.data import PER_PERSON, RenderSet, render_shard
-from idgen.training.heads import ATTRIBUTES, STYLES, Renders, caption, render, sample_nuisances
-from idgen.training.sheets import save_sheet, to_pil
 from mini_report import write_report
 from PIL import Image
 
@@ -37,9 +33,15 @@ from idgen.errors import NoFaceFound
 from idgen.faces import FaceExtractor
 from idgen.locate import locate
 from idgen.request import Request
+from idgen.training.attributes import load_reader, visible
+from idgen.training.data import PER_PERSON, RenderSet, read_shard, render_shard, shard_path, write_shard
+from idgen.training.heads import ATTRIBUTES, STYLES, Renders, caption, render, sample_nuisances
+from idgen.training.sheets import save_sheet, to_pil
 
 HERE = Path(__file__).parent
 READER = HERE / "mini_attributes.safetensors"
+SHARDS = HERE.parent / "runs" / "mini" / "shards"
+"""Where the test people's renders are kept between runs: drawing them takes minutes on a CPU."""
 PIPELINES = ("ip-adapter-faceid-plusv2", "instantid", "arc2face")
 STEPS = 20
 BATCH = 20
@@ -110,7 +112,10 @@ class Judge:
 
 def meet(n: int, judge: Judge) -> People:
     """The first ``n`` test people."""
-    renders = render_shard("test", 0)
+    path = shard_path(SHARDS, "test", 0)
+    if not path.exists():
+        write_shard(render_shard("test", 0), path)
+    renders = read_shard(path)
     photos = [to_pil(renders.images[PER_PERSON * i].float() / 255) for i in range(n)]
     looks = [judge.look(photo)[0] for photo in photos]
     missing = [i for i, e in enumerate(looks) if e is None]
@@ -310,13 +315,14 @@ def main() -> None:
     logging.getLogger("idgen").setLevel(logging.ERROR)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "mini_quality.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     judge = Judge()
     people = meet(options.people, judge)
     for name in [m for m in MEASURES if m in options.only]:
         print(f"{name} on {len(people)} people", flush=True)
         begun = time.monotonic()
         measured = MEASURES[name](people, judge, options.out)
+        # Read now, not at the start: another process may have measured another part meanwhile.
+        results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         results[name] = {"people": len(people), "seconds": round(time.monotonic() - begun), **measured}
         path.write_text(json.dumps(results, indent=1) + "\n")
         write_report(results, options.out)

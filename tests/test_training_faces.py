@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+
 from idgen.training.facedata import FaceSet, align, jitter_keypoints, similarity
 from idgen.training.heads import identity_parameters, render, sample_nuisances, sample_people
-from PIL import Image
 
 FACES = Path(__file__).parent.parent / "weights" / "mini" / "faces"
 READER = Path(__file__).parent.parent / "benchmarks" / "mini_attributes.safetensors"
@@ -60,8 +61,8 @@ def test_align_is_insightfaces_norm_crop() -> None:
 def test_jitter_is_a_share_of_the_faces_size() -> None:
     torch.manual_seed(0)
     points = few().keypoints[:1].expand(2000, -1, -1)
-    small = (jitter_keypoints(points) - points).norm(dim=-1).mean()
-    large = (jitter_keypoints(points * 3) - points * 3).norm(dim=-1).mean()
+    small = float((jitter_keypoints(points) - points).norm(dim=-1).mean())
+    large = float((jitter_keypoints(points * 3) - points * 3).norm(dim=-1).mean())
     assert 0.5 < small < 2.5
     assert large == pytest.approx(3 * small, rel=0.1)
 
@@ -84,9 +85,10 @@ def test_scenes_know_where_their_heads_are() -> None:
 @pytest.mark.parametrize("kind", ["recogniser", "scorer"])
 def test_exported_recogniser_is_the_torch_one(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
+    from insightface.model_zoo import get_model
+
     from idgen.training.export import export_recogniser
     from idgen.training.recogniser import ARCHITECTURES, embed
-    from insightface.model_zoo import get_model
 
     torch.manual_seed(0)
     net = ARCHITECTURES[kind]()
@@ -107,6 +109,7 @@ def test_exported_recogniser_is_the_torch_one(kind: str, tmp_path: Path) -> None
 def test_exported_detector_is_the_torch_one_at_any_size(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     import onnxruntime
+
     from idgen.training.detector import Detector
     from idgen.training.export import export_detector
 
@@ -135,7 +138,7 @@ def test_training_runs_and_its_checkpoints_load(tmp_path: Path) -> None:
     net = recogniser.train(faces, "scorer", minutes=0.005, out=tmp_path / "scorer.pt", batch=8)
     again = recogniser.load_recogniser(tmp_path / "scorer.pt")
     crops = align(faces.images[:2], faces.keypoints[:2])
-    assert torch.equal(net(crops), again(crops))
+    assert torch.allclose(net(crops), again(crops), atol=1e-3)  # other memory layouts, other sums
     going_on = recogniser.train(faces, "scorer", minutes=0.002, start=tmp_path / "scorer.pt", batch=8)
     assert not going_on.training
     reader = attributes.train(faces, minutes=0.005, out=tmp_path / "reader.safetensors", batch=8)

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .facedata import FaceSet
+from .optim import Optimiser
 from .scenes import Clutter, Scene, compose
+from .workers import Workers
 
 STRIDES = (8, 16, 32)
 ANCHORS = 2
@@ -137,12 +139,10 @@ def train(
         net.load_state_dict(torch.load(start, map_location=device, weights_only=True))
     net.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     clutter = Clutter(faces)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-3)
+    optimiser = Optimiser(net.parameters(), Workers(), weight_decay=1e-3, clip=10.0)
     begun, saved, step = time.monotonic(), 0.0, 0
     mean = {"score": 0.0, "box": 0.0, "points": 0.0}
     while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6
         canvas, batch, _ = CANVASES[int(torch.multinomial(torch.tensor([c[2] for c in CANVASES]), 1))]
         scene = compose(faces, clutter, batch, canvas)
         scene = Scene(*(t.to(device) for t in (scene.images, scene.keypoints, scene.boxes, scene.present)))
@@ -150,10 +150,9 @@ def train(
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             maps = net(pixels)
         score, box, points = loss_of(tuple(m.float() for m in maps), scene)
-        optimiser.zero_grad()
-        (score + 4 * box + 20 * points).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 10.0)
-        optimiser.step()
+        net.zero_grad()
+        (score + 4 * box + 40 * points).backward()
+        optimiser.step(rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6)
         step += 1
         for name, value in (("score", score), ("box", box), ("points", points)):
             mean[name] += (value.item() - mean[name]) * max(0.01, 1 / step)
