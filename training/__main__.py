@@ -21,7 +21,7 @@ from .workers import join_workers
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m idgen.training", description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=["all", "sheet", "export", *stages.STAGES], help="what to do")
+    parser.add_argument("stage", choices=["all", "sheet", "examples", "export", *stages.STAGES], help="what to do")
     parser.add_argument("--root", type=Path, default=Path("runs/mini"), help="folder for data, checkpoints and sheets")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=25.0, help="budget of the stage, or of all of them together")
@@ -51,6 +51,10 @@ def main() -> None:
 
     if o.stage == "sheet":
         stages.sheet(run)
+    elif o.stage == "examples":
+        from .examples import write
+
+        print(*write(o.out), sep="\n")
     elif o.stage == "export":
         from .package import export
 
