@@ -27,6 +27,7 @@ from idgen.errors import (
 
 if TYPE_CHECKING:
     from idgen.api import generate, load
+    from idgen.batch import render_batch
     from idgen.faces import Face, FaceExtractor
     from idgen.identity import Identity
     from idgen.method import Method
@@ -47,6 +48,7 @@ _LAZY = {
     "Pipeline": "idgen.pipeline",
     "Portrait": "idgen.portrait",
     "register": "idgen.registry",
+    "render_batch": "idgen.batch",
     "Request": "idgen.request",
 }
 
@@ -72,6 +74,7 @@ __all__ = [
     "load",
     "pipelines",
     "register",
+    "render_batch",
 ]
 
 

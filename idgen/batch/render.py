@@ -1,0 +1,160 @@
+"""From units to portraits: models loaded once, people and prompts encoded once, as many images a UNet call as fit."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from idgen.batch import sources
+from idgen.batch.plan import Unit
+from idgen.batch.results import Outcome
+from idgen.errors import IdgenError, OutOfMemory
+
+if TYPE_CHECKING:
+    from idgen.method import Order
+    from idgen.pipeline import Pipeline
+
+log = logging.getLogger("idgen")
+
+PEOPLE = 256
+"""Identities held at once, 0.2 MB each; of pipelines that look at whole photos a sixteenth as many."""
+
+
+class Renderer:
+    """Renders units, in one process, on one device."""
+
+    def __init__(self, settings: dict[str, Any], batch_size: int | None = None) -> None:
+        """settings: of `idgen.load`. batch_size: images in one UNet call at most; None finds out what fits."""
+        self.settings = settings
+        self.batch_size = batch_size
+        self._limit = batch_size
+        self._pipeline: Pipeline | None = None
+        self._failed: tuple[str, Exception] | None = None
+        self._people: OrderedDict[Any, tuple[Any, Any, Any]] = OrderedDict()
+
+    def render(self, units: Sequence[Unit], stopped: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
+        """Yield an outcome for each unit, call by call; nothing that one unit does keeps the others from theirs.
+
+        stopped: asked between UNet calls; once it says True, the rest stays undone.
+        """
+        ready: dict[Any, list[tuple[Unit, Order]]] = {}
+        for unit in units:
+            if stopped():
+                return
+            begun = time.perf_counter()
+            try:
+                order = self._order(unit)
+                ready.setdefault(self._key(order), []).append((unit, order))
+            except Exception as error:
+                yield _failure(unit, error, time.perf_counter() - begun)
+        for together in ready.values():
+            waiting = together
+            while waiting and not stopped():
+                size = self._size()
+                yield from self._call(waiting[:size])
+                waiting = waiting[size:]
+
+    def _call(self, batch: list[tuple[Unit, Order]]) -> Iterator[Outcome]:
+        """One UNet call; on trouble the batch is divided until the trouble is one unit's own."""
+        begun = time.perf_counter()
+        made: Any = None
+        try:
+            made = self._loaded(batch[0][0].pipeline).generate_many([order for _, order in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                yield _failure(batch[0][0], error, time.perf_counter() - begun)
+                return
+            scarce = isinstance(error, OutOfMemory | MemoryError)
+        # The smaller calls come after the except clause: inside it the error still holds the failed call's tensors.
+        if made is None:
+            step = max(1, len(batch) // 2) if scarce else 1
+            if scarce:
+                self._limit = step
+                log.warning("out of memory with %d images at once; going on with %d.", len(batch), step)
+            for start in range(0, len(batch), step):
+                yield from self._call(batch[start : start + step])
+            return
+        seconds = (time.perf_counter() - begun) / len(batch)
+        for (unit, _), (portrait,) in zip(batch, made):
+            yield Outcome(unit, seconds, portrait, likeness=portrait.likeness, note=portrait.likeness_note)
+
+    def _size(self) -> int:
+        """Images in the next UNet call: as asked, or 8 (beyond which neither a CPU nor SDXL on a GPU gains much)."""
+        return self._limit if self._limit is not None else AUTO
+
+    def _order(self, unit: Unit) -> Order:
+        """The unit's request with everything decided; a person's photos are looked at once."""
+        from idgen.request import Request
+
+        pipeline = self._loaded(unit.pipeline)
+        key = sources.key(unit.fields.get("who"))
+        known = self._people.get(key)
+        fields = {name: sources.open_source(name, value) for name, value in unit.fields.items() if name != "who"}
+        if known is None:
+            request = Request.create(**fields, who=sources.open_source("who", unit.fields.get("who")))
+            order = pipeline.order(request)
+            whole = any(not method.recogniser for method in pipeline.methods)
+            self._people[key] = order.identity, order.embedding, order.pictures if whole else ()
+            while len(self._people) > (PEOPLE // 16 if whole else PEOPLE):
+                self._people.popitem(last=False)
+            return order
+        self._people.move_to_end(key)
+        identity, embedding, pictures = known
+        who = identity if identity is not None else list(pictures) or None
+        order = pipeline.order(Request.create(**fields, who=who))
+        return replace(order, identity=identity, embedding=embedding, pictures=pictures)
+
+    def _key(self, order: Order) -> Any:
+        """Orders of one key share a UNet call and come out of it as they would alone.
+
+        The number of text tokens belongs to it: a short prompt beside a long one would be filled up with empty chunks,
+        which the attention sees.
+        """
+        request, pipeline = order.request, self._pipeline
+        assert pipeline is not None
+        tokens = 0
+        if not pipeline.methods[0].speaks_text:
+            from idgen.text import encode_negative, encode_prompt
+
+            backbone = pipeline.backbone
+            tokens = encode_prompt(backbone, order.prompt).tokens.shape[1]
+            if order.guided:
+                tokens = max(tokens, encode_negative(backbone, order.negative_prompt).tokens.shape[1])
+        return (
+            *(order.width, order.height, order.steps, order.guidance, order.scheduler, tokens),
+            *(request.strength, request.structure_start, request.structure_end, request.guess_mode),
+            *(getattr(request, name) is None for name in ("image", "mask", "reference")),
+            None if order.embedding is None else order.embedding.shape,
+        )
+
+    def _loaded(self, name: str) -> Pipeline:
+        """The pipeline, resident until another one's turn comes; they share the backbone."""
+        if self._pipeline is not None and self._pipeline.name == name:
+            return self._pipeline
+        if self._failed is not None and self._failed[0] == name:
+            raise self._failed[1]
+        from idgen.api import load
+
+        self._pipeline, self._failed = None, None
+        self._people.clear()  # their embeddings are those of the other pipeline's recogniser
+        try:
+            self._pipeline = load(name, **self.settings)
+        except Exception as error:  # said again for each of its rows, without trying to load a thousand times
+            self._failed = name, error
+            raise
+        return self._pipeline
+
+
+AUTO = 8
+
+
+def _failure(unit: Unit, error: Exception, seconds: float) -> Outcome:
+    if isinstance(error, IdgenError):
+        return Outcome(unit, seconds, error=str(error))
+    log.warning("row %d failed unexpectedly", unit.row, exc_info=error)
+    said = f"{type(error).__name__}: {error}. This is not the row's fault; run the same command again to retry it."
+    return Outcome(unit, seconds, error=said, unexpected=True)

@@ -1,0 +1,47 @@
+"""Models for tests that render: the bundled mini set where this copy has it, else tiny random weights.
+
+Faces are found by the tiny packs of `tests.facepacks` either way: coloured rectangles, in photos that `photos` writes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests import facepacks, tiny
+from tests.conftest import REPOSITORY
+
+MINI = REPOSITORY / "weights" / "mini" / "mini-xl"
+HAS_MINI = (MINI / "model_index.json").is_file() and any(MINI.parent.glob("ip-adapter-faceid-plusv2*"))
+PIPELINE = "ip-adapter-faceid-plusv2"
+SMALL: dict[str, Any] = {"size": "64x64", "steps": 2, "guidance": 3.0}
+"""Fields that keep a test's images quick; the same for either model."""
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """Settings of `idgen.load`, as text, so that a command line can be made of them; the face pack goes to `folder`."""
+    pack = folder / "pack"
+    if not pack.exists():
+        facepacks.pack(pack)
+    common = {"faces": str(pack), "device": "cpu", "dtype": "float32"}
+    if HAS_MINI:
+        return {"base": "mini", **common}
+    files = {name: str(path) for name, path in tiny.FILES[PIPELINE].items()}
+    return {"base": str(tiny.SDXL), **files, **common}
+
+
+def options(folder: Path) -> list[str]:
+    """The same settings as options of the command line."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings(folder).items()]
+
+
+def photos(folder: Path) -> dict[str, Path]:
+    """Photos of three people, and ``nobody``, which shows no face."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {}
+    for name in facepacks.PEOPLE:
+        made[name] = folder / f"{name}.png"
+        facepacks.photo((128, 128), **{name: (32, 24, 96, 104)}).save(made[name])
+    made["nobody"] = folder / "nobody.png"
+    facepacks.photo((128, 128)).save(made["nobody"])
+    return made
