@@ -13,12 +13,14 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from idgen.batching import batch_key
 from idgen.errors import BadRequest, Cancelled, IdgenError
 from idgen.jobs import Busy, DeadlineExceeded, EngineClosed, Job, Progress, State
+from idgen.memory import forgetting
 
 if TYPE_CHECKING:
     from idgen.pipeline import Pipeline
@@ -60,6 +62,7 @@ class Engine:
         queue_size: int = 64,
         max_batch: int = 8,
         batching: bool = True,
+        keep_inputs: bool = False,
     ) -> None:
         """Start the engine's thread. No model is loaded before it is needed.
 
@@ -69,6 +72,8 @@ class Engine:
             queue_size: jobs that may wait, at least 1.
             max_batch: images in one UNet call, at least 1. A request for more is run in several.
             batching: whether waiting requests that fit together share UNet calls.
+            keep_inputs: whether photos and identities are kept on this machine, so that ``idgen generate --like`` can
+                make a portrait again (see :mod:`idgen.memory`). Off, for the users of a server are other people.
         Raises:
             BadRequest: a number is out of its bounds.
         """
@@ -80,6 +85,7 @@ class Engine:
 
             load = functools.partial(resident, **(load or {}))
         self.queue_size, self.max_batch, self.batching = queue_size, max_batch, batching
+        self.keep_inputs = keep_inputs
         self._load: Callable[[str], Pipeline] = load
         self._pipelines: dict[str, Pipeline] = {}
         self._loading = threading.Lock()
@@ -298,7 +304,8 @@ class Engine:
             return True
 
         try:
-            results = pipeline.generate_many(parts, callback=after_step)
+            with nullcontext() if self.keep_inputs else forgetting():
+                results = pipeline.generate_many(parts, callback=after_step)
         except Cancelled:
             return
         with self._lock:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,27 @@ def _folder() -> Path:
     return Store().root / "inputs"
 
 
+_keeping: ContextVar[bool] = ContextVar("keeping", default=True)
+
+
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Within it inputs are named but never written: a server does not collect its visitors' faces."""
+    token = _keeping.set(False)
+    try:
+        yield
+    finally:
+        _keeping.reset(token)
+
+
 def remember(thing: Identity | Image.Image | np.ndarray) -> str:
     """Keep an input and return its name, ``<sha256>.<kind>``. Keeping it twice costs nothing."""
     folder = _folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    if _keeping.get():
+        folder.mkdir(parents=True, exist_ok=True)
     if isinstance(thing, Identity):
+        if not _keeping.get():
+            return f"{hashlib.sha256(thing.to_bytes()).hexdigest()}.safetensors"
         return _remember_identity(thing, folder)
     if isinstance(thing, np.ndarray):
         points = np.ascontiguousarray(thing, dtype="<f4")
@@ -36,7 +55,7 @@ def remember(thing: Identity | Image.Image | np.ndarray) -> str:
         rgb = thing.convert("RGB")
         data, kind = f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes(), "png"
     path = folder / f"{hashlib.sha256(data).hexdigest()}.{kind}"
-    if not path.exists():
+    if _keeping.get() and not path.exists():
         temporary = path.with_name(f".{path.name}.part")
         if kind == "png":
             thing.save(temporary, "PNG")  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -368,3 +369,15 @@ def test_many_threads_get_their_own_pictures_and_none_is_lost() -> None:
         assert wrong == []
         assert engine.stats().served == 32
         assert max(engine.stats().batch_sizes) > 1
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_inputs_are_written_to_disk_only_when_asked(
+    keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IDGEN_HOME", str(tmp_path))
+    with Engine(lambda name: tiny.shared(PIPELINE), keep_inputs=keep) as engine:
+        portrait = engine.submit(order(0)).result(60)[0]
+    kept = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert kept == ([portrait.provenance["inputs"]["who"]] if keep else [])
+    assert portrait.provenance["inputs"]["who"].endswith(".safetensors")
