@@ -36,7 +36,7 @@ class Defaults:
     """(width, height) in pixels; ``None`` takes the base's own size."""
 
 
-MINI_DEFAULTS = {
+MINI_DEFAULTS: dict[str, Any] = {
     "steps": 20,
     "guidance": 3.5,
     "identity_scale": 1.0,

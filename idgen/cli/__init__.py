@@ -9,7 +9,6 @@ import importlib
 import sys
 from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -33,18 +32,18 @@ COMMANDS = {
 class LazyGroup(TyperGroup):
     """Imports a command's module when it is called, so that ``idgen --help`` stays quick."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, name: str) -> Any:
         if name not in COMMANDS:
             return None
         if ctx.resilient_parsing or (ctx.invoked_subcommand is None and "--help" in sys.argv[1:2]):
-            return click.Command(name, short_help=COMMANDS[name], help=COMMANDS[name])
+            return to_click(_stub(COMMANDS[name]), name)
         module = importlib.import_module(f"idgen.cli.{name}")
         return to_click(getattr(module, "app", None) or getattr(module, name), name)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         import difflib
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
@@ -54,13 +53,20 @@ class LazyGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def to_click(command: Any, name: str) -> click.Command:
-    """A click command from a typer app or a plain function."""
+def _stub(help_text: str) -> Any:
+    """Stands for a command in the list of commands, which shows one line of each and runs none."""
+    app = typer.Typer(add_completion=False)
+    app.command(help=help_text)(lambda: None)
+    return app
+
+
+def to_click(command: Any, name: str) -> Any:
+    """A command as the group holds it, from a typer app or a plain function."""
     if not isinstance(command, typer.Typer):
         wrapped = typer.Typer(add_completion=False)
         wrapped.command()(command)
         command = wrapped
-    made = typer.main.get_command(command)
+    made: Any = typer.main.get_command(command)
     made.name = name
     return made
 

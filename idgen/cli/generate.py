@@ -65,7 +65,7 @@ def generate(
 
     idgen generate ada.jpg "oil painting of an astronaut" -n 4 --seed 7
     """
-    fields = {
+    fields: dict[str, Any] = {
         "n": n,
         "seed": seed,
         "negative_prompt": negative_prompt,
