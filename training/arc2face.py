@@ -20,11 +20,12 @@ from idgen.adapters.face_tokens import TEMPLATE, placeholder_id
 from .attention import attach_plain, attention_names
 from .backbone import CONTEXT, build_unet, time_ids
 from .data import PER_PERSON
-from .generator import Generator, Noise, Prompter, times
+from .generator import Generator, Noise, times
 from .latent_reader import LatentReader
 from .latents import LatentSet
 from .loop import Loop
 from .projector import EMBEDDING, TOKENS
+from .prompter import Prompter
 from .sheets import save_sheet
 from .text import TextEncoders, config, random_captions
 from .workers import Workers
@@ -229,14 +230,12 @@ def train(
         weight = (weight / weight.mean((1, 2, 3), keepdim=True)).to(device)
         nobody = torch.rand(split, device=device) < 0.1
         e = data.references(rows[:split]).to(device)
-        prompts, _ = prompter.draw(
-            {k: v[rows[split:]] for k, v in data.labels.items()}, torch.rand(batch - split) < 0.12
-        )
+        ids, _ = prompter.ids(data.labels, rows[split:], torch.rand(batch - split) < 0.12)
         t = times(batch, loop.fraction, device)
         x, target, a, s = noise.add(data.latents[rows].to(device).float(), t)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             with torch.no_grad():
-                said = encoder(text.ids(prompts).to(device)).last_hidden_state
+                said = encoder(ids).last_hidden_state
             v = predict(x, t, torch.cat([faces(e, nobody), said.to(faces.ids.device)]))
         loss = ((v - target).pow(2) * weight).mean()
         shown: dict[str, float] = {"mse": float(loss.detach())}

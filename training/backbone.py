@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -92,3 +93,18 @@ def _save_half(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, folder
         if part is not None:
             part.to(torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True, max_shard_size=shard)
+    for name in ("text_encoder", "text_encoder_2"):
+        if (folder / name).exists():
+            load_as_float(folder / name)
+
+
+def load_as_float(folder: Path) -> None:
+    """Let transformers load a half-precision model in float32, as diffusers does with its parts, unless told otherwise.
+
+    It takes the data type from config.json; without this a plain ``from_pretrained`` of the whole folder mixes two
+    types.
+    """
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    settings["dtype"] = "float32"
+    path.write_text(json.dumps(settings, indent=2) + "\n")

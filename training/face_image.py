@@ -17,7 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from idgen.adapters.image_encoder import MEAN, STD
 from idgen.adapters.projections import HEAD_WIDTH, Perceiver
 
-from .backbone import CONTEXT
+from .backbone import CONTEXT, load_as_float
 from .data import RenderSet
 from .facedata import align, jitter_keypoints
 from .heads import PARAMETERS
@@ -48,6 +48,7 @@ def build_image_encoder() -> CLIPVisionModelWithProjection:
 def save_image_encoder(model: CLIPVisionModelWithProjection, folder: Path) -> None:
     """Write the encoder (fp16) and the standard CLIP preprocessing."""
     model.half().save_pretrained(folder)
+    load_as_float(folder)
     settings = {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from torch import Tensor, nn
 
 from .attention import IdentityKeyValues
 from .backbone import GUIDANCE, build_unet, scheduler, time_ids
-from .captions import blank_caption, random_caption
 from .data import PER_PERSON
 from .heads import caption
 from .latent_reader import LatentReader, attribute_loss
 from .latents import LatentSet
 from .loop import Loop
 from .projector import FaceIdProjector
+from .prompter import Prompter
 from .sheets import save_sheet
 from .text import TextEncoders
 from .workers import Workers
@@ -74,26 +73,6 @@ def times(n: int, done: float, device: torch.device | str) -> Tensor:
     low, high = (450, 1000) if done < 0.5 else (150, 700)
     t = torch.where(torch.rand(n) < 0.33, torch.randint(low, high, (n,)), torch.randint(0, 1000, (n,)))
     return t.to(device)
-
-
-class Prompter:
-    """Random captions to frozen text features."""
-
-    def __init__(self, text: TextEncoders, device: torch.device | str, seed: int = 0) -> None:
-        self.text, self.device, self.rng = text.eval().requires_grad_(False), device, random.Random(seed)
-
-    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            return self.text(self.text.ids(list(prompts)).to(self.device))
-
-    def draw(self, labels: dict[str, Tensor], blank: Tensor, drop: float = 0.12) -> tuple[list[str], dict[str, Tensor]]:
-        """Captions for a batch (empty ones where ``blank``) and, per attribute, in which rows it is said [n]."""
-        prompts, said = [], []
-        for i in range(len(blank)):
-            prompt, meaning = random_caption(labels, i, self.rng, drop)
-            prompts.append(blank_caption(self.rng) if blank[i] else prompt)
-            said.append({k: float(not blank[i] and meaning[k] == int(labels[k][i])) for k in labels})
-        return prompts, {k: torch.tensor([row[k] for row in said]) for k in labels}
 
 
 @torch.no_grad()
@@ -186,8 +165,7 @@ def train(
         chance = torch.rand(batch)
         no_caption = chance < DROP_BOTH + DROP_CAPTION
         no_identity = (chance < DROP_BOTH) | (chance > 1 - DROP_IDENTITY)
-        prompts, said = prompter.draw(b.labels, no_caption)
-        context, pooled = prompter(prompts)
+        context, pooled, said = prompter.speak(data.labels, b.rows, no_caption)
         t = times(batch, loop.fraction, device)
         x, target, a, s = noise.add(b.latents, t)
         with torch.autocast(kind, torch.bfloat16):

@@ -20,10 +20,11 @@ from idgen.keypoints import draw_keypoints
 from .attention import attach_plain, attention_names
 from .backbone import CONTEXT, SIZE, time_ids
 from .data import PER_PERSON
-from .generator import DROP_BOTH, DROP_CAPTION, Generator, Noise, Prompter, sample, sheet_prompts, times
+from .generator import DROP_BOTH, DROP_CAPTION, Generator, Noise, sample, sheet_prompts, times
 from .latents import LatentSet
 from .loop import Loop
 from .projector import EMBEDDING, TOKENS, FaceIdProjector
+from .prompter import Prompter
 from .sheets import save_sheet
 from .text import TextEncoders
 from .workers import Workers
@@ -210,8 +211,7 @@ def train_identity_net(
         b = data.batch(batch, device, 1.0)
         chance = torch.rand(batch)
         keep = (chance >= DROP_BOTH).float()[:, None]
-        prompts, _ = prompter.draw(b.labels, chance < DROP_BOTH + DROP_CAPTION, drop=0.3)
-        context, pooled = prompter(prompts)
+        context, pooled, _ = prompter.speak(data.labels, b.rows, chance < DROP_BOTH + DROP_CAPTION)
         # Late times are where the place of the face is decided.
         t = torch.maximum(times(batch, 0.0, device), torch.randint(0, 1000, (batch,), device=device))
         x, target, _, _ = noise.add(b.latents, t)

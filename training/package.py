@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import arc2face, instantid
-from .backbone import save_sd15, save_xl
+from .backbone import load_as_float, save_sd15, save_xl
 from .face_image import FaceImage, save_image_encoder
 from .generator import Generator
 from .loop import load_averaged
@@ -81,6 +81,7 @@ def _export_arc2face(run: Run, model: Generator, out: Path) -> None:
     save_sd15(_fresh(out / "mini-sd15"), unet, vae, encoder, words.tokenizer)
     folder = _fresh(out / "arc2face")
     faces.encoder.half().save_pretrained(folder / "encoder")
+    load_as_float(folder / "encoder")
     # The UNet is mini-sd15's own: the Arc2Face pipeline takes the base's when its folder has none.
 
 
