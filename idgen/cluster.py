@@ -74,19 +74,18 @@ def render(
     size = max(1, min(workers or gpus or cpus, gpus or cpus))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.print_on_execution_start = False
     windows = [{"units": _to_json(window)} for window in plan.windows(batch_size or AUTO)]
     if not windows:
         return
+    # A worker that is lost (a spot machine, a kill, the kernel's out-of-memory killer) comes back, and Ray Data gives its
+    # windows out again, without end. Errors of rows never get there: the renderer turns them into outcomes.
     made = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
         Worker,
         fn_constructor_args=(settings, batch_size, out),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
         **({"num_gpus": 1} if gpus else {"num_cpus": 1}),
-        # A worker that is lost (a spot machine, a kill, the kernel's out-of-memory killer) comes back, and Ray gives
-        # its windows out again. Errors of rows never get here: the renderer turns them into outcomes.
-        max_restarts=-1,
-        max_task_retries=-1,
     )
     seen: set[tuple[int, int]] = set()
     try:
