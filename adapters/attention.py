@@ -1,71 +1,37 @@
-"""Attention for every layer of a UNet or ControlNet: text, identity token streams, LoRA and reference features.
+"""Attention for every layer of a UNet or ControlNet: what a request brings, and how it gets into the model and out.
 
-One processor class serves all of it. diffusers' own IP-Adapter processors hard-wire one image batch, recompute what
-never changes between denoising steps, and are overwritten by its backend switches; this one has none of these faults.
-
-Shapes: B rows (with guidance: the unconditional half first), L query positions, T text tokens, N identity tokens,
-C layer width, D cross-attention width.
+The arithmetic is in :mod:`idgen.adapters.processor`. Shapes: B rows (with guidance: the unconditional half first),
+N identity tokens, C layer width, D cross-attention width.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from idgen.errors import BadRequest, BadWeights
+from idgen.adapters.backends import BACKENDS, attend, check_backend
+from idgen.adapters.processor import StreamAttention, region_mask
+from idgen.errors import BadWeights
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
     from torch import nn
 
-BACKENDS = ("sdpa", "flash", "cudnn", "efficient", "math", "xformers")
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
-    """Softmax attention with scale 1/sqrt(head width).
-
-    Args:
-        q: (B, H, L, d). k, v: (B, H, S, d).
-        backend: one of ``BACKENDS``; ``sdpa`` lets torch choose.
-    Returns:
-        (B, H, L, d).
-    """
-    if backend == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v)
-    if backend == "xformers":
-        from xformers.ops import memory_efficient_attention
-
-        out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return out.transpose(1, 2)
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    kernel = {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "math": SDPBackend.MATH,
-    }[backend]
-    with sdpa_kernel([kernel, SDPBackend.MATH]):
-        return F.scaled_dot_product_attention(q, k, v)
-
-
-def check_backend(backend: str) -> str:
-    """Return ``backend``, or raise :class:`BadRequest` naming what there is."""
-    if backend not in BACKENDS:
-        raise BadRequest(f"attention backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}.", "attention")
-    if backend == "xformers":
-        try:
-            import xformers.ops  # noqa: F401
-        except ImportError:
-            raise BadRequest(
-                "attention backend 'xformers' needs the xformers package: pip install 'idgen[cuda]'.", "attention"
-            ) from None
-    return backend
+__all__ = [
+    "BACKENDS",
+    "AttentionBank",
+    "AttentionState",
+    "LoraWeights",
+    "Stream",
+    "StreamAttention",
+    "StreamWeights",
+    "attend",
+    "attention_layers",
+    "check_backend",
+]
 
 
 @dataclass(eq=False)
@@ -129,102 +95,18 @@ class AttentionState:
     """Store the input of every self-attention layer, to be used as reference features."""
     reference_rows: slice | None = None
     """The rows of the UNet batch whose self-attention also sees the recorded features."""
+    lean: bool = True
+    """Read plain projections once and call the processors without diffusers' detour (it inspects a signature at every
+    call). Off where torch.compile does this and more."""
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-
-class StreamAttention:
-    """The processor of one attention layer. Keys and values of text and identity are computed once per request."""
-
-    def __init__(self, number: int, state: AttentionState) -> None:
-        self.number = number
-        self.state = state
-        self.context: Tensor | None = None
-        self.text_kv: tuple[Tensor, Tensor] | None = None
-        self.stream_kv: dict[int, tuple[Tensor, Tensor]] = {}
-        self.masks: dict[tuple[int, int], Tensor] = {}
-        self.recorded: Tensor | None = None
-
-    def clear(self) -> None:
-        """Forget everything that belongs to one request."""
-        self.context = self.text_kv = self.recorded = None
-        self.stream_kv.clear()
-        self.masks.clear()
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """(B, L, C) -> (B, L, C). The interface is diffusers' attention processor."""
-        q = self._heads(attn, self._project(attn, "q", hidden_states))
-        if encoder_hidden_states is None:
-            out = self._self_attention(attn, q, hidden_states)
-        else:
-            k, v = self._text(attn, encoder_hidden_states)
-            out = attend(q, k, v, self.state.backend)
-            for index, stream in enumerate(self.state.streams):
-                if stream.active:
-                    out = out + self._stream(attn, index, stream, q)
-        out = out.transpose(1, 2).flatten(2).to(hidden_states.dtype)
-        return attn.to_out[1](self._project(attn, "out", out))
-
-    def _heads(self, attn: Attention, x: Tensor) -> Tensor:
-        """(B, S, C) -> (B, heads, S, C / heads)."""
-        return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-
-    def _project(self, attn: Attention, name: str, x: Tensor) -> Tensor:
-        layer = attn.to_out[0] if name == "out" else getattr(attn, f"to_{name}")
-        y = layer(x)
-        for lora in self.state.loras:
-            pair = lora.layers.get(self.number, {}).get(name)
-            if pair is not None:
-                y = y + lora.strength * F.linear(F.linear(x, pair[0]), pair[1])
-        return y
-
-    def _text(self, attn: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
-        if self.text_kv is None or self.context is not context:
-            self.context = context
-            k, v = self._project(attn, "k", context), self._project(attn, "v", context)
-            self.text_kv = (self._heads(attn, k), self._heads(attn, v))
-        return self.text_kv
-
-    def _stream(self, attn: Attention, index: int, stream: Stream, q: Tensor) -> Tensor:
-        if index not in self.stream_kv:
-            k = F.linear(stream.tokens, stream.weights.key[self.number])
-            v = F.linear(stream.tokens, stream.weights.value[self.number])
-            self.stream_kv[index] = (self._heads(attn, k), self._heads(attn, v))
-        k, v = self.stream_kv[index]
-        out = attend(q, k, v, self.state.backend) * stream.scale.unsqueeze(-1)
-        return out if stream.region is None else out * self._mask(index, stream.region, q.shape[2])
-
-    def _mask(self, index: int, region: Tensor, length: int) -> Tensor:
-        """The region at this layer's resolution, (B or 1, 1, L, 1)."""
-        if (index, length) not in self.masks:
-            height = max(1, round(math.sqrt(length / self.state.aspect)))
-            while length % height:
-                height -= 1
-            mask = F.interpolate(region.float(), (height, length // height), mode="area")
-            self.masks[index, length] = mask.flatten(2).unsqueeze(-1).to(region.dtype)
-        return self.masks[index, length]
-
-    def _self_attention(self, attn: Attention, q: Tensor, x: Tensor) -> Tensor:
-        rows = self.state.reference_rows
-        if self.state.recording:
-            self.recorded = x
-        if rows is None or self.recorded is None or self.state.recording:
-            k, v = self._heads(attn, self._project(attn, "k", x)), self._heads(attn, self._project(attn, "v", x))
-            return attend(q, k, v, self.state.backend)
-        parts = []
-        for part, reference in ((slice(0, rows.start), None), (rows, self.recorded)):
-            if part.start == part.stop:
-                continue
-            own = x[part] if reference is None else torch.cat([x[part], reference], dim=1)
-            k, v = self._heads(attn, self._project(attn, "k", own)), self._heads(attn, self._project(attn, "v", own))
-            parts.append(attend(q[part], k, v, self.state.backend))
-        return torch.cat(parts)
+    def mask(self, index: int, stream: Stream, length: int) -> Tensor:
+        """The region of a stream over a sequence, (B or 1, 1, L, 1); the same for all layers of this length."""
+        key = (index, length)
+        if key not in self.masks:
+            assert stream.region is not None
+            self.masks[key] = region_mask(stream.region, length, self.aspect)
+        return self.masks[key]
 
 
 def attention_layers(model: nn.Module) -> list[tuple[str, Attention]]:
@@ -253,6 +135,7 @@ class AttentionBank:
         self.layers = attention_layers(model)
         self.processors = [StreamAttention(i, state) for i in range(len(self.layers))]
         self._before: list[Any] = []
+        self._direct: list[Attention] = []
 
     def check(self) -> None:
         """Raise :class:`BadWeights` when a stream or LoRA does not fit the model's layers, naming the first misfit."""
@@ -275,11 +158,34 @@ class AttentionBank:
         self._before = [attn.processor for _, attn in self.layers]
         for (_, attn), processor in zip(self.layers, self.processors):
             attn.processor = processor
+            # An offloading hook lives in the same place: then its forward stays and finds the processor itself.
+            if self.state.lean and "forward" not in attn.__dict__:
+                attn.forward = partial(processor, attn)
+                self._direct.append(attn)
         return self
+
+    def prepare(self, context: Tensor) -> None:
+        """Compute now, before the first step, what the layers keep for the whole request: a compiled model must not
+        find something missing at its first call and there at its second.
+
+        Layers whose weights are elsewhere at the moment (offloading) do it themselves when they are called.
+
+        Args:
+            context: (B, T, D), what the cross-attention layers will see.
+        """
+        for (_, attn), processor in zip(self.layers, self.processors):
+            if attn.to_q.weight.device != context.device or hasattr(attn.to_q, "_hf_hook"):
+                continue
+            if self.state.lean:
+                processor.fuse(attn)
+            if attn.is_cross_attention:
+                processor.prepare(attn, context)
 
     def __exit__(self, *_: object) -> None:
         for (_, attn), processor in zip(self.layers, self._before):
             attn.processor = processor
-        self._before = []
+        for attn in self._direct:
+            del attn.forward
+        self._before, self._direct = [], []
         for processor in self.processors:
             processor.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,54 +11,84 @@ import torch
 from torch import Tensor, nn
 
 from idgen.adapters.attention import AttentionBank, AttentionState
+from idgen.adapters.lean import LeanBlocks
+from idgen.adapters.remember import Remembered, first_if_equal
 from idgen.adapters.loading import dtype_option
 from idgen.errors import BadWeights, WeightsMissing
 
 
-class _Remembered(nn.Module):
-    """Stands in for the control-image embedding and computes it once."""
+class _Embedded(nn.Module):
+    """Stands in for the control-image embedding: the image does not change between steps, so neither does this."""
 
-    def __init__(self, embedding: nn.Module) -> None:
+    def __init__(self, value: Tensor) -> None:
         super().__init__()
-        # A plain attribute in a list: as a submodule it would appear in the model's state dict.
-        self._embedding = [embedding]
-        self._value: Tensor | None = None
+        # A plain attribute in a list: as a buffer it would appear in the model's state dict.
+        self._value = [value]
 
     def forward(self, image: Tensor) -> Tensor:
-        if self._value is None:
-            self._value = self._embedding[0](image)
-        return self._value
+        return self._value[0]
 
 
 class ControlRun:
     """One ControlNet during one request. A context manager; on exit the model is as it was."""
 
     def __init__(
-        self, model: Any, image: Tensor, scale: Tensor, tokens: Tensor, guess_mode: bool, backend: str
+        self,
+        model: Any,
+        image: Tensor,
+        scale: Tensor,
+        tokens: Tensor,
+        guess_mode: bool,
+        backend: str,
+        *,
+        half: bool = False,
+        lean: bool = True,
     ) -> None:
-        """image (R, 3, H, W) in 0..1, scale (R,), tokens (R, N, D) for the R rows of the UNet batch."""
+        """image (R, 3, H, W) in 0..1, scale (R,), tokens (R, N, D) for the R rows of the UNet batch.
+
+        Args:
+            half: R is the conditional half only; the unconditional rows get no residuals.
+            lean: see :class:`idgen.adapters.lean.LeanBlocks`.
+        """
         self.model = model
         self.image = image
-        self.scale = scale.view(-1, 1, 1, 1)
         self.tokens = tokens
-        self.guess_mode = guess_mode
-        self.bank = AttentionBank(model, AttentionState(backend=backend))
+        self.half = half
+        self.weights: list[Any] = [scale.view(-1, 1, 1, 1)]
+        if guess_mode:
+            last = _count_residuals(model) - 1
+            self.weights = [scale.view(-1, 1, 1, 1) * 10 ** (-1 + k / last) for k in range(last + 1)]
+        elif bool((scale == scale[0]).all()):
+            self.weights = [float(scale[0])]
+        self.bank = AttentionBank(model, AttentionState(backend=backend, lean=lean))
+        self._lean = lean
         self._embedding: nn.Module | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> ControlRun:
-        self.bank.__enter__()
         self._embedding = self.model.controlnet_cond_embedding
-        self.model.controlnet_cond_embedding = _Remembered(self._embedding)
+        if next(self._embedding.parameters()).device == self.image.device:
+            image = first_if_equal(self.image)
+            self.model.controlnet_cond_embedding = _Embedded(self._embedding(image))
+        self._stack.enter_context(self.bank)
+        self.bank.prepare(self.tokens)
+        if self._lean:
+            self._stack.enter_context(LeanBlocks(self.model))
+            self._stack.enter_context(Remembered(self.model.add_embedding, self.model.add_time_proj))
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._stack.close()
         self.model.controlnet_cond_embedding = self._embedding
-        self.bank.__exit__(*error)
 
     def residuals(
         self, sample: Tensor, timestep: Tensor, added: dict[str, Tensor] | None
     ) -> tuple[list[Tensor], Tensor]:
         """Residuals for the skip connections and the middle block, already scaled."""
+        if self.half:
+            rows = len(sample) // 2
+            sample = sample[rows:]
+            added = None if added is None else {name: value[rows:] for name, value in added.items()}
         down, mid = self.model(
             sample,
             timestep,
@@ -66,11 +97,15 @@ class ControlRun:
             added_cond_kwargs=added,
             return_dict=False,
         )
-        weights = [1.0] * (len(down) + 1)
-        if self.guess_mode:
-            weights = [10 ** (-1 + k / len(down)) for k in range(len(down) + 1)]
-        down = [d * (self.scale * w) for d, w in zip(down, weights)]
-        return down, mid * (self.scale * weights[-1])
+        weights = self.weights if len(self.weights) > 1 else self.weights * (len(down) + 1)
+        scaled = [r if isinstance(w, float) and w == 1.0 else r * w for r, w in zip([*down, mid], weights)]
+        if self.half:
+            scaled = [torch.cat([torch.zeros_like(r), r]) for r in scaled]
+        return scaled[:-1], scaled[-1]
+
+
+def _count_residuals(model: Any) -> int:
+    return len(model.controlnet_down_blocks) + 1
 
 
 def load_controlnet(folder: Path | str, device: Any, dtype: Any) -> Any:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idgen.adapters.attention import AttentionBank, AttentionState, Stream
-from idgen.adapters.control import ControlRun
 from idgen.backbone import Backbone, explain_out_of_memory
-from idgen.conditioning import Conditioning, ControlBranch, Start
+from idgen.conditioning import Conditioning, Start
+from idgen.denoiser import Denoiser
 from idgen.errors import Cancelled
 from idgen.preview import preview
+from idgen.speed import Levers
+
+EXACT = Levers()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,7 @@ def sample(
     generators: list[torch.Generator] | None = None,
     callback: Callback | None = None,
     attention: str = "sdpa",
+    levers: Levers = EXACT,
 ) -> Tensor:
     """Run the loop.
 
@@ -84,12 +87,12 @@ def sample(
             1 the unconditional half is not computed.
         generators: one an image, for schedulers that add noise at each step.
         attention: see :data:`idgen.adapters.attention.BACKENDS`.
+        levers: what to trade for speed; the defaults are exact.
     Returns:
         The final latents (B, c, h, w), scaled as the VAE's encoder scales them.
     Raises:
         Cancelled: the callback returned ``False``. OutOfMemory: names what to lower.
     """
-    guided = guidance > 1.0
     device, dtype = backbone.device, backbone.dtype
     unet = conditioning.unet if conditioning.unet is not None else backbone.unet
     x0 = None if start.image is None else start.image.to(device, dtype)
@@ -102,29 +105,18 @@ def sample(
         else scheduler.add_noise(x0, noise, timesteps[:1].expand(len(x0)))
     )
     mask = None if start.mask is None else start.mask.to(device, dtype)
-    context, added = _text(conditioning, guided, device, dtype)
-    state = _attention_state(conditioning, guided, attention, x)
     options = {"generator": generators} if generators and _takes_generator(scheduler) else {}
     total = len(timesteps)
+    guided, denoise = False, None
     with backbone.lock, ExitStack() as stack, explain_out_of_memory():
-        bank = stack.enter_context(AttentionBank(unet, state))
-        if conditioning.reference is not None:
-            _record_reference(unet, bank, conditioning, guided, context, added, device, dtype)
-        runs = [
-            (branch, stack.enter_context(_control_run(branch, guided, context, attention, device, dtype)))
-            for branch in conditioning.branches
-            if bool((branch.scale != 0).any())
-        ]
         for i, t in enumerate(timesteps):
-            for stream, tokens in zip(state.streams, conditioning.streams):
-                stream.active = tokens.start <= i / total and (i + 1) / total <= tokens.end
-            model_input = scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t)
-            residuals = _residuals([run for branch, run in runs if branch.keep(i, total)], model_input, t, added)
-            extra = {} if residuals is None else {
-                "down_block_additional_residuals": residuals[0],
-                "mid_block_additional_residual": residuals[1],
-            }  # fmt: skip
-            eps = unet(model_input, t, context, added_cond_kwargs=added, return_dict=False, **extra)[0]
+            if denoise is None or guided != (guidance > 1.0 and levers.guided(i, total)):
+                # Where guidance ends the unconditional rows leave the batch, and with them what was kept for them.
+                stack.close()
+                guided = guidance > 1.0 and levers.guided(i, total)
+                denoise = Denoiser(unet, conditioning, x, guided=guided, attention=attention, levers=levers)
+                stack.enter_context(denoise)
+            eps = denoise(scheduler.scale_model_input(x, t), t, i, total)
             if guided:
                 unconditional, conditional = eps.chunk(2)
                 combined = unconditional + guidance * (conditional - unconditional)
@@ -139,8 +131,8 @@ def sample(
                 )
                 x = mask * x + (1 - mask) * kept
             if callback is not None:
-                step = Step(i, total, int(t), x, eps, combined, residuals, x if clean is None else clean, backbone)
-                if callback(step) is False:
+                seen = x if clean is None else clean
+                if callback(Step(i, total, int(t), x, eps, combined, denoise.residuals, seen, backbone)) is False:
                     raise Cancelled(f"stopped after step {i + 1} of {total}.")
     return x
 
@@ -152,83 +144,6 @@ def _timesteps(scheduler: Any, steps: int, strength: float) -> Tensor:
     if first and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first * order)
     return scheduler.timesteps[first * order :]
-
-
-def _both(positive: Tensor, negative: Tensor | None, guided: bool, device: Any, dtype: Any) -> Tensor:
-    rows = torch.cat([negative, positive]) if guided and negative is not None else positive
-    return rows.to(device, dtype)
-
-
-def _text(conditioning: Conditioning, guided: bool, device: Any, dtype: Any) -> tuple[Tensor, dict[str, Tensor] | None]:
-    text = conditioning.text
-    context = _both(text.positive, text.negative, guided, device, dtype)
-    if text.pooled is None or text.time_ids is None:
-        return context, None
-    pooled = _both(text.pooled, text.negative_pooled, guided, device, dtype)
-    return context, {"text_embeds": pooled, "time_ids": _both(text.time_ids, text.time_ids, guided, device, dtype)}
-
-
-def _attention_state(conditioning: Conditioning, guided: bool, attention: str, x: Tensor) -> AttentionState:
-    streams = []
-    for stream in conditioning.streams:
-        tokens = _both(stream.positive, stream.negative, guided, x.device, x.dtype)
-        scale = stream.scale.repeat(2) if guided else stream.scale
-        region = stream.region
-        if region is not None:
-            region = region.to(x.device, x.dtype)
-            region = region.repeat(2, 1, 1, 1) if guided and len(region) > 1 else region
-        weights = stream.weights.to(x.device, x.dtype)
-        streams.append(Stream(weights, tokens, scale.to(x.device, x.dtype).view(-1, 1, 1), region))
-    loras = [lora.to(x.device, x.dtype) for lora in conditioning.loras]
-    return AttentionState(streams, loras, attention, aspect=x.shape[-1] / x.shape[-2])
-
-
-def _control_run(
-    branch: ControlBranch, guided: bool, context: Tensor, attention: str, device: Any, dtype: Any
-) -> ControlRun:
-    """In guess mode the branch acts on the conditional half only (ControlNet repository): 0 elsewhere."""
-    twice = (lambda t: torch.cat([t, t])) if guided else (lambda t: t)
-    scale = twice(branch.scale).to(device, dtype)
-    if branch.guess_mode and guided:
-        scale[: len(branch.scale)] = 0
-    tokens = context if branch.positive is None else _both(branch.positive, branch.negative, guided, device, dtype)
-    image = twice(branch.image).to(device, dtype)
-    return ControlRun(branch.model, image, scale, tokens, branch.guess_mode, attention)
-
-
-def _residuals(
-    runs: list[ControlRun], model_input: Tensor, t: Tensor, added: dict[str, Tensor] | None
-) -> tuple[list[Tensor], Tensor] | None:
-    total: tuple[list[Tensor], Tensor] | None = None
-    for run in runs:
-        down, mid = run.residuals(model_input, t, added)
-        total = (down, mid) if total is None else ([a + b for a, b in zip(total[0], down)], total[1] + mid)
-    return total
-
-
-def _record_reference(
-    unet: Any,
-    bank: AttentionBank,
-    conditioning: Conditioning,
-    guided: bool,
-    context: Tensor,
-    added: dict[str, Tensor] | None,
-    device: Any,
-    dtype: Any,
-) -> None:
-    """One pass over the clean reference at t = 0; the loop's conditional rows then also attend to its features."""
-    reference = conditioning.reference.to(device, dtype)  # type: ignore[union-attr]
-    rows = len(reference)
-    bank.state.recording = True
-    # Streams hold keys and values for the whole guided batch; this pass has only the conditional rows.
-    streams, bank.state.streams = bank.state.streams, []
-    late = None if added is None else {name: value[-rows:] for name, value in added.items()}
-    unet(reference, torch.zeros((), device=device), context[-rows:], added_cond_kwargs=late)
-    bank.state.streams = streams
-    bank.state.recording = False
-    for processor in bank.processors:
-        processor.context = processor.text_kv = None
-    bank.state.reference_rows = slice(rows, 2 * rows) if guided else slice(0, rows)
 
 
 def _takes_generator(scheduler: Any) -> bool:

@@ -1,0 +1,110 @@
+"""What can be traded for speed: exact levers (always on where they help) and approximate ones (off unless asked for).
+
+``speed="exact"`` is the default: the numbers are those of the plain computation up to rounding. ``"fast"`` and
+``"turbo"`` are named sets of approximate levers; each lever is also a field of :class:`Levers`. docs/performance.md has
+the measured gain and the measured error of every one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from idgen.errors import BadRequest
+
+COMPILE = (None, "regional", "full")
+QUANTISE = (None, "int8", "fp8")
+
+
+@dataclass(frozen=True)
+class Levers:
+    """One switch each. The defaults change nothing but the time."""
+
+    lean: bool = True
+    """Exact. Blocks without detours and fused projections (:mod:`idgen.adapters.lean`); ignored under ``compile``."""
+    compile: str | None = None
+    """Exact. ``"regional"``: torch.compile of the repeated transformer block, ready within seconds; ``"full"``: of the
+    whole network, with CUDA graphs on a GPU."""
+    channels_last: bool | None = None
+    """Exact. Convolution weights and activations in NHWC order; ``None``: on a GPU, where tensor cores want it."""
+    guidance_until: float = 1.0
+    """Guidance in the first part of the steps only; after it the unconditional half is not computed
+    (arXiv:2404.07724)."""
+    structure_until: float = 1.0
+    """ControlNet branches in the first part of the steps only: the layout is settled early."""
+    structure_half: bool = False
+    """ControlNet branches on the conditional half only."""
+    cache_every: int = 1
+    """Recompute the deep blocks of UNet and ControlNet at every k-th step only; between, the outermost block alone runs
+    on their last features (DeepCache, arXiv:2312.00858)."""
+    tiny_vae: str | None = None
+    """A tiny autoencoder (manifest entry ``taesdxl`` or ``taesd``, or a folder) instead of the base's."""
+    quantise: str | None = None
+    """``"int8"`` (any GPU) or ``"fp8"`` (Hopper and Ada) for the linear layers of the UNet and the ControlNet, through
+    torchao: weights at load, activations as they come."""
+
+    def __post_init__(self) -> None:
+        for name in ("guidance_until", "structure_until"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadRequest(f"{name} is {getattr(self, name)}; it is a share of the steps, 0 to 1.", name)
+        if self.cache_every < 1:
+            raise BadRequest(f"cache_every is {self.cache_every}; it counts steps, 1 or more (1: no caching).", name)
+        for name, allowed in (("compile", COMPILE), ("quantise", QUANTISE)):
+            if getattr(self, name) not in allowed:
+                raise BadRequest(f"{name} is {getattr(self, name)!r}; choose one of {_list(allowed)}.", name)
+
+    @property
+    def exact(self) -> bool:
+        """Whether results are those of the plain computation up to rounding."""
+        plain = Levers(lean=self.lean, compile=self.compile, channels_last=self.channels_last)
+        return self == plain
+
+    @property
+    def run_lean(self) -> bool:
+        """Whether the sampler replaces block forwards: torch.compile would have to compile the replacements anew."""
+        return self.lean and self.compile is None
+
+    def change(self, **levers: Any) -> Levers:
+        """A copy with other values.
+
+        Raises:
+            BadRequest: there is no such lever, or not that value.
+        """
+        known = [f.name for f in fields(self)]
+        for name in levers:
+            if name not in known:
+                raise BadRequest(f"there is no lever {name!r}; there are {', '.join(known)}.", name)
+        return replace(self, **levers)
+
+    def guided(self, step: int, steps: int) -> bool:
+        """Whether ``step`` of ``steps`` computes the unconditional half."""
+        return step < round(self.guidance_until * steps)
+
+    def fresh(self, step: int) -> bool:
+        """Whether ``step`` recomputes the deep blocks."""
+        return step % self.cache_every == 0
+
+
+PRESETS = {
+    "exact": Levers(),
+    "fast": Levers(guidance_until=0.6, cache_every=2),
+    "turbo": Levers(guidance_until=0.5, structure_until=0.7, cache_every=3),
+}
+"""``fast`` stays near the exact picture; ``turbo`` keeps the person and the prompt, not every detail."""
+
+
+def choose_levers(speed: str | Levers) -> Levers:
+    """A preset by name, or levers as they are.
+
+    Raises:
+        BadRequest: there is no such preset.
+    """
+    if isinstance(speed, Levers):
+        return speed
+    if speed not in PRESETS:
+        raise BadRequest(f"speed is {speed!r}; choose {', '.join(PRESETS)}, or give idgen.speed.Levers.", "speed")
+    return PRESETS[speed]
+
+
+def _list(values: tuple[Any, ...]) -> str:
+    return ", ".join("None" if value is None else repr(value) for value in values)
