@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from idgen.faces import FaceExtractor
 from idgen.identity import UNKNOWN, Identity
 from idgen.images import open_photo
 from idgen.method import Method, Order
+from idgen.pictures import is_drawing, is_picture, mask_of, pixels_of
 from idgen.portrait import Portrait
 from idgen.provenance import provenance
 from idgen.request import SEED_LIMIT, Request
@@ -154,10 +154,10 @@ class Pipeline:
         public = {"sdxl": 1024, "sd15": 512}[self.backbone.family]
         if self.methods[0].defaults.size is not None and side == public:
             default = self.methods[0].defaults.size
-        if request.pose is not None and request.width is None and request.height is None and _is_picture(request.pose):
+        if request.pose is not None and request.width is None and request.height is None and is_picture(request.pose):
             # As the original: without a size, the control image decides it, floored to multiples of 8.
             pose = open_photo(request.pose)
-            if _is_drawing(pose):
+            if is_drawing(pose):
                 default = (pose.width // 8 * 8, pose.height // 8 * 8)
         return request.width or default[0], request.height or default[1]
 
@@ -197,7 +197,7 @@ class Pipeline:
         pose = request.pose
         if pose is None:
             return None
-        if not _is_picture(pose):
+        if not is_picture(pose):
             points = np.asarray(pose, dtype=np.float32)
             if points.shape != (5, 2) or not np.isfinite(points).all():
                 raise BadRequest(
@@ -205,7 +205,7 @@ class Pipeline:
                 )
             return points
         picture = open_photo(pose)
-        if _is_drawing(picture):
+        if is_drawing(picture):
             return picture
         face = self._extractor().face(picture)
         size = self._size(request.change(pose=None))
@@ -244,12 +244,12 @@ class Pipeline:
         # The posterior is sampled before the noise is drawn, in diffusers' order, so that seeds agree with it.
         encoded = []
         for order, begin in zip(orders, _starts(orders)):
-            pixels = _pixels(order.request.image, width, height)
+            pixels = pixels_of(order.request.image, width, height)
             for generator in generators[begin : begin + len(order.seeds)]:
                 encoded.append(self.backbone.encode_image(pixels, [generator]))
         mask = None
         if request.mask is not None:
-            masks = [_mask(order.request.mask, shape[-1], shape[-2]) for order in orders for _ in order.seeds]
+            masks = [mask_of(order.request.mask, shape[-1], shape[-2]) for order in orders for _ in order.seeds]
             mask = torch.cat(masks)
         noise = latents if latents is not None else draw(self.backbone, generators, height, width)
         return Start(noise, torch.cat(encoded), request.strength, mask), generators
@@ -289,40 +289,3 @@ def _starts(orders: list[Order]) -> list[int]:
         starts.append(position)
         position += len(order.seeds)
     return starts
-
-
-def _is_picture(pose: Any) -> bool:
-    if isinstance(pose, (str, os.PathLike, bytes, Image.Image)):
-        return True
-    return getattr(pose, "ndim", 0) == 3
-
-
-def _is_drawing(picture: Any) -> bool:
-    """Whether a picture is a keypoint drawing: it is made of the drawing's colours alone, or nearly all black.
-
-    The colours are 0, 255 and 153 (the limbs' 0.6 x 255) in each channel; the second rule admits lossy copies.
-    """
-    array = np.asarray(picture)
-    if np.isin(array, (0, 153, 255)).all():
-        return bool((array.max(axis=-1) == 0).any())
-    return bool((array.max(axis=-1) < 16).mean() > 0.5 and (array > 239).any())
-
-
-def _pixels(image: Any, width: int, height: int) -> Tensor:
-    """A picture as the VAE's encoder takes it, (1, 3, height, width) in 0..1; a tensor of that shape passes through."""
-    if isinstance(image, Tensor):
-        if image.ndim != 4 or image.shape[1] != 3:
-            raise BadRequest(
-                f"image is a tensor of shape {tuple(image.shape)}; it must be (1, 3, H, W) in 0..1.", "image"
-            )
-        return image
-    photo = open_photo(image)
-    if photo.size != (width, height):
-        photo = photo.resize((width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float() / 255
-
-
-def _mask(mask: Any, width: int, height: int) -> Tensor:
-    """A mask at latent resolution, (1, 1, h, w) of 0 or 1; white may change."""
-    small = open_photo(mask).convert("L").resize((width, height), Image.Resampling.BOX)
-    return (torch.from_numpy(np.array(small)).float() / 255 >= 0.5).float()[None, None]
