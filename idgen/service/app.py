@@ -146,17 +146,17 @@ def _mount_demo(app: FastAPI, service: Service) -> FastAPI | None:
     try:
         import gradio
 
-        from idgen.demo.app import build
+        from idgen.demo.app import build, look
     except ImportError as error:
         log.warning("the demo is not served: %s", error)
         return None
-    keys = service.keys
+    keys, settings = service.keys, service.settings
+    options = {**look(), "max_file_size": settings.max_upload_bytes, "show_error": False}
     return gradio.mount_gradio_app(
         app,
-        build(service.engine),
+        build(service.engine, base=settings.base, ready=settings.pipelines or None),
         path="/",
         auth=(lambda _, password: keys.owner(password) is not None) if keys else None,
         auth_message="Any name, and an API key of this server as the password.",
-        max_file_size=service.settings.max_upload_bytes,
-        show_error=True,
+        **options,
     )

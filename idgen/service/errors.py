@@ -62,7 +62,7 @@ KINDS: dict[type[Exception], tuple[int, str]] = {
     errors.Cancelled: (499, "cancelled"),
     Busy: (429, "queue_full"),
     EngineClosed: (503, "shutting_down"),
-    DeadlineExceeded: (504, "deadline_exceeded"),
+    DeadlineExceeded: (408, "deadline_exceeded"),
 }
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 OWN_FAULT = "the server failed; its operator finds the reason in the log."
@@ -110,7 +110,7 @@ def add_handlers(app: FastAPI) -> None:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
         return answer(ApiError(error.status_code, str(error.detail), code, headers=dict(error.headers or {})))
 
-    for kind in (errors.IdgenError, ApiError, Exception):
+    for kind in (errors.IdgenError, ApiError):
         app.add_exception_handler(kind, deliberate)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

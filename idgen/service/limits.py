@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import threading
@@ -30,7 +29,7 @@ class Keys:
 
     def owner(self, presented: str) -> str | None:
         """A name for the key's holder that does not reveal the key, or ``None`` when it is no key."""
-        digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(presented.encode("utf-8", "surrogatepass")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, in any case
         return digest.hex()[:24] if any(matches) else None
 
@@ -60,7 +59,7 @@ class RateLimit:
 
 
 class Guard:
-    """ASGI middleware: refuses foreign pages and names, uploads that are too large, and uploads that are too slow."""
+    """ASGI middleware: refuses foreign pages and names, uploads too large or too slow; and answers failures."""
 
     def __init__(
         self,
@@ -143,10 +142,16 @@ class Guard:
             started = True
             await send(message)
 
-        with contextlib.suppress(_Refused):
+        failure: Exception | None = None
+        try:
             await self.app(scope, limited_receive, noting_send)
-        if refused is not None and not started:
-            await answer(refused)(scope, receive, send)
+        except Exception as error:  # answered here, so that the connection lives on
+            failure = error
+        failure = refused or failure
+        if failure is not None and not started:
+            await answer(failure)(scope, receive, send)
+        elif failure is not None and failure is not refused:
+            raise failure
 
 
 class _Refused(Exception):
