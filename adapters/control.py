@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from idgen.adapters.attention import AttentionBank, AttentionState
 from idgen.adapters.lean import LeanBlocks
-from idgen.adapters.remember import Remembered, first_if_equal
 from idgen.adapters.loading import dtype_option
+from idgen.adapters.remember import Remembered, first_if_equal
 from idgen.errors import BadWeights, WeightsMissing
 
 

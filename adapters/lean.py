@@ -9,12 +9,14 @@ or one that holds a peft layer, a hook or a quantised weight, is left as it is. 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from idgen.adapters.linear import linear
 from idgen.adapters.processor import is_plain
 
 
@@ -28,6 +30,7 @@ class LeanBlocks:
     def __enter__(self) -> LeanBlocks:
         from diffusers.models.attention import BasicTransformerBlock
         from diffusers.models.resnet import ResnetBlock2D
+        from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
         resnets = []
         for module in self.model.modules():
@@ -37,6 +40,10 @@ class LeanBlocks:
                 self._replace(module, _transformer(module))
             elif type(module) is ResnetBlock2D and _is_usual_resnet(module):
                 resnets.append(module)
+            elif type(module) is Transformer2DModel:
+                for layer in (module.proj_in, module.proj_out):
+                    if type(layer) is nn.Linear and is_plain(layer):
+                        self._replace(layer, partial(linear, weight=layer.weight, bias=layer.bias))
         if resnets:
             times = TimeProjections([resnet.time_emb_proj for resnet in resnets])
             for number, resnet in enumerate(resnets):
@@ -94,8 +101,8 @@ def _transformer(block: Any) -> Callable[..., Tensor]:
         x = hidden_states
         x = attn1.forward(F.layer_norm(x, *norms[0])) + x
         x = attn2.forward(F.layer_norm(x, *norms[1]), encoder_hidden_states) + x
-        value, open_by = F.linear(F.layer_norm(x, *norm3), gate.weight, gate.bias).chunk(2, dim=-1)
-        return F.linear(value * F.gelu(open_by), last.weight, last.bias) + x
+        value, open_by = linear(F.layer_norm(x, *norm3), gate.weight, gate.bias).chunk(2, dim=-1)
+        return linear(value * F.gelu(open_by), last.weight, last.bias) + x
 
     return forward
 

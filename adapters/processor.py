@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idgen.adapters.backends import attend
+from idgen.adapters.linear import linear
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
@@ -96,7 +97,7 @@ class StreamAttention:
             out = self._cross_attention(attn, hidden_states, encoder_hidden_states)
         out = out.transpose(1, 2).flatten(2)
         if self.weight_out is not None:
-            return F.linear(out, self.weight_out, self.bias_out)
+            return linear(out, self.weight_out, self.bias_out)
         return attn.to_out[1](self._project(attn, "out", out.to(hidden_states.dtype)))
 
     def _project(self, attn: Attention, name: str, x: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class StreamAttention:
         if self.text_kv is None:
             self.prepare(attn, context)
         weight = self.weight_in
-        q = self._heads(attn, F.linear(x, weight) if weight is not None else self._project(attn, "q", x))
+        q = self._heads(attn, linear(x, weight) if weight is not None else self._project(attn, "q", x))
         k, v = self.text_kv  # type: ignore[misc]
         out = attend(q, k, v, self.state.backend)
         for index, (k, v) in enumerate(self.stream_kv):
@@ -149,7 +150,7 @@ class StreamAttention:
         if state.reference_rows is not None and self.recorded is not None and not state.recording:
             return self._with_reference(attn, x, state.reference_rows, self.recorded)
         if self.weight_in is not None:
-            qkv = F.linear(x, self.weight_in).view(x.shape[0], x.shape[1], 3, attn.heads, -1)
+            qkv = linear(x, self.weight_in).view(x.shape[0], x.shape[1], 3, attn.heads, -1)
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         else:
             q, k, v = (self._heads(attn, self._project(attn, name, x)) for name in ("q", "k", "v"))
