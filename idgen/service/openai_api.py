@@ -115,6 +115,8 @@ def _model(name: str) -> Model:
 
 
 async def _run(order: ImagesOrder, request: Request, service: Service, fields: dict[str, Any], kind: str) -> Response:
+    if order.response_format == "url" and not service.settings.picture_urls:
+        raise ApiError(400, "this server gives no URLs; ask for b64_json.", "invalid_field", "response_format")
     name = service.resolve(order.model, fields["who"] is not None, "model")
     size = None if order.size in (None, "auto") else [int(side) for side in str(order.size).split("x")]
     made = service.order(

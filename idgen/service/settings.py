@@ -73,6 +73,8 @@ class ServiceSettings(BaseSettings):
     """photos in one request"""
     upload_timeout_s: float = Field(default=60, gt=0, allow_inf_nan=False)
     """seconds in which a request must have arrived"""
+    picture_urls: bool = True
+    """whether pictures may be asked for as URLs, which this process then answers from its memory for an hour"""
     fetch_hosts: Words = ()
     """hosts (``name`` or ``name:port``) from which photos may be fetched by URL; empty: none"""
 
