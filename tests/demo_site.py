@@ -1,0 +1,84 @@
+"""The demo on a free port, with mini where this copy has it, else tiny random models; every run of it can be slowed."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import idgen
+from idgen.engine import Engine
+from tests import models, tiny
+
+PEOPLE = Path(__file__).parent.parent / "demo" / "people"
+READY = None if models.HAS_MINI else ["instantid", "ip-adapter-faceid-plusv2", "text-to-image"]
+"""What the tiny models can do, which the manifest does not know of."""
+
+
+class Site:
+    """A running demo and what its engine was asked."""
+
+    def __init__(self) -> None:
+        self.pause = 0.0
+        """seconds added to each denoising step"""
+        self.steps = 0
+        """denoising steps done so far"""
+        self.requests: list[Any] = []
+        self.url = ""
+        self._base: Any = None
+
+    def load(self, name: str) -> Any:
+        if models.HAS_MINI:
+            pipeline = idgen.load(name, base="mini", device="cpu", dtype="float32")
+        else:
+            from idgen.api import default_extractor
+
+            self._base = self._base or tiny.backbone()
+            files = tiny.FILES.get(name, {})
+            pipeline = idgen.load(name, base=self._base, faces=default_extractor(), **files)
+        render = pipeline.generate_many
+
+        def slowed(requests: Any, *, callback: Any = None, **options: Any) -> Any:
+            self.requests += requests
+
+            def after(step: Any) -> Any:
+                self.steps += 1
+                time.sleep(self.pause)
+                return callback(step) if callback else None
+
+            return render(requests, callback=after, **options)
+
+        pipeline.generate_many = slowed  # type: ignore[method-assign]
+        return pipeline
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[Site]:
+    """Serve the demo; its temporary files go to ``folder``."""
+    from idgen.demo.app import build, look
+
+    made, before = Site(), tempfile.tempdir
+    tempfile.tempdir = str(folder)
+    try:
+        with Engine(made.load, queue_size=8) as engine:
+            blocks = build(engine, base="mini" if models.HAS_MINI else None, ready=READY)
+            _, made.url, _ = blocks.launch(
+                server_port=free_port(), prevent_thread_lock=True, quiet=True, ssr_mode=False, **look()
+            )
+            try:
+                yield made
+            finally:
+                blocks.close(verbose=False)
+    finally:
+        tempfile.tempdir = before
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
