@@ -14,7 +14,9 @@ from idgen.locate import MINI, is_commercial, locate
 from idgen.method import Files, Method
 from idgen.pipeline import Pipeline
 from idgen.portrait import Portrait
+from idgen.prepare import networks_of, prepare
 from idgen.registry import method, methods, needed_entries, pipelines
+from idgen.speed import Levers, choose_levers
 from idgen.weights.licences import commercial_only
 from idgen.weights.manifest import load_manifest
 
@@ -46,6 +48,7 @@ def load(
     vae_slicing: bool = False,
     vae_tiling: bool = False,
     config: str | Path | None = None,
+    speed: str | Levers = "exact",
     **options: Any,
 ) -> Pipeline:
     """Load a pipeline and keep its models resident. Pipelines on the same base share one backbone.
@@ -59,10 +62,13 @@ def load(
         device, dtype: see :func:`idgen.backbone.choose_device` and :func:`~idgen.backbone.choose_dtype`.
         attention: one of :data:`idgen.adapters.attention.BACKENDS`.
         offload, vae_slicing, vae_tiling, config: see :meth:`idgen.backbone.Backbone.load`.
+        speed: ``"exact"``, ``"fast"``, ``"turbo"`` or :class:`idgen.speed.Levers`. Levers that change models act
+            on a backbone that is passed in for all who use it.
         options: the method's own settings, such as ``normalise=False``.
     Raises:
         BadRequest, WeightsMissing, BadWeights, LicenceRefused.
     """
+    levers = choose_levers(speed)
     explicit = {"adapter": adapter, "controlnet": controlnet, "image_encoder": image_encoder}
     paths = {role: Path(path) for role, path in explicit.items() if path is not None}
     if pipeline == "auto":
@@ -83,7 +89,7 @@ def load(
         backbone = (
             base
             if isinstance(base, Backbone)
-            else _backbone(base, device=device, dtype=dtype, config=config, **memory)
+            else _backbone(base, device=device, dtype=dtype, config=config, levers=levers, **memory)
         )
         loaded = [
             cls(backbone, Files(_paths(cls, _base_name(backbone, base), paths), _own_options(cls, options, classes)))
@@ -93,7 +99,8 @@ def load(
             extractor = faces if faces is not None else _extractor_if_here(classes, backbone)
         else:
             extractor = FaceExtractor(Path(faces), Path(recogniser) if recogniser else None, device=device)
-    return Pipeline(backbone, loaded, extractor, attention=attention)
+        prepare(backbone, networks_of(loaded), levers)
+    return Pipeline(backbone, loaded, extractor, attention=attention, levers=levers)
 
 
 def generate(
@@ -256,7 +263,8 @@ def _backbone(base: Any, **settings: Any) -> Backbone:
     source = locate(base) if base in BASES else base
     device, _ = choose_device(settings.pop("device"))
     dtype, _ = choose_dtype(device, settings.pop("dtype"))
-    key = (str(source), device, dtype, *sorted((k, str(v)) for k, v in settings.items()))
+    levers: Levers = settings.pop("levers")
+    key = (str(source), device, dtype, levers.load_key, *sorted((k, str(v)) for k, v in settings.items()))
     if key not in _backbones:
         if base in MINI:
             log.warning(

@@ -23,21 +23,30 @@ from idgen.pictures import is_drawing, is_picture, mask_of, pixels_of
 from idgen.portrait import Portrait
 from idgen.provenance import provenance
 from idgen.request import SEED_LIMIT, Request
-from idgen.sampler import Callback, draw, sample, seeded_noise
+from idgen.sampler import EXACT, Callback, draw, sample, seeded_noise
 from idgen.schedulers import make_scheduler
+from idgen.speed import Levers, choose_levers
 
 
 class Pipeline:
     """One method, or several at once, over a backbone. Make with :func:`idgen.load`."""
 
     def __init__(
-        self, backbone: Backbone, methods: Sequence[Method], extractor: FaceExtractor | None, *, attention: str = "sdpa"
+        self,
+        backbone: Backbone,
+        methods: Sequence[Method],
+        extractor: FaceExtractor | None,
+        *,
+        attention: str = "sdpa",
+        levers: Levers = EXACT,
     ) -> None:
         self.backbone = backbone
         self.methods = list(methods)
         self.extractor = extractor
         """Finds the face in photos and measures likeness; ``None`` when no face pack is here."""
         self.attention = check_backend(attention)
+        self.levers = levers
+        """What is traded for speed unless a call says otherwise; see :mod:`idgen.speed`."""
         if sum(m.speaks_text for m in methods) and len(methods) > 1:
             raise BadRequest("arc2face replaces the UNet and the prompt, so it cannot be combined.", "pipeline")
 
@@ -54,6 +63,7 @@ class Pipeline:
         callback: Callback | None = None,
         latents: Tensor | None = None,
         output: str = "image",
+        speed: str | Levers | None = None,
         **fields: Any,
     ) -> Any:
         """Make ``n`` portraits of one person.
@@ -64,12 +74,14 @@ class Pipeline:
             callback: called after each step with a :class:`idgen.sampler.Step`; returning ``False`` cancels.
             latents: start noise (n, c, h, w) instead of seeded noise.
             output: ``"image"`` for portraits, ``"latent"`` for the final latents (n, c, h, w).
+            speed: a preset or levers for this call, instead of those the pipeline was loaded with; what was compiled or
+                quantised at load stays so.
             fields: the other fields of :class:`idgen.request.Request`.
         Raises:
             BadRequest, BadImage, NoFaceFound, OutOfMemory, Cancelled.
         """
         request = Request.create(who=who, prompt=prompt, pipeline=self.name, **fields)
-        results = self.generate_many([request], callback=callback, latents=latents, output=output)
+        results = self.generate_many([request], callback=callback, latents=latents, output=output, speed=speed)
         return results if output == "latent" else results[0]
 
     def generate_many(
@@ -79,12 +91,13 @@ class Pipeline:
         callback: Callback | None = None,
         latents: Tensor | None = None,
         output: str = "image",
+        speed: str | Levers | None = None,
     ) -> Any:
         """Run several requests in one batch; they may be for different people, prompts, seeds and scales.
 
         Args:
             requests: requests, or what :meth:`order` made of them: whoever keeps orders looks at a photo only once.
-            callback, latents, output: as for :meth:`generate`.
+            callback, latents, output, speed: as for :meth:`generate`.
         Returns:
             A list of portraits for each request; with ``output="latent"`` one tensor (B, c, h, w), in order.
         Raises:
@@ -108,6 +121,7 @@ class Pipeline:
                 generators=generators,
                 callback=callback,
                 attention=self.attention,
+                levers=self.levers if speed is None else choose_levers(speed).at_load_of(self.levers),
             )
             if output == "latent":
                 return final.float().cpu()

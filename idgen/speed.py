@@ -76,6 +76,16 @@ class Levers:
                 raise BadRequest(f"there is no lever {name!r}; there are {', '.join(known)}.", name)
         return replace(self, **levers)
 
+    @property
+    def load_key(self) -> tuple[Any, ...]:
+        """The levers that change resident models: backbones that differ in these are not shared."""
+        return (self.compile, self.channels_last, self.tiny_vae, self.quantise)
+
+    def at_load_of(self, loaded: Levers) -> Levers:
+        """These levers for a run on models that were loaded with others."""
+        names = ("lean", "compile", "channels_last", "tiny_vae", "quantise")
+        return replace(self, **{name: getattr(loaded, name) for name in names})
+
     def guided(self, step: int, steps: int) -> bool:
         """Whether ``step`` of ``steps`` computes the unconditional half."""
         return step < round(self.guidance_until * steps)
