@@ -1,0 +1,1 @@
+"""How mini, the bundled model set, is made: synthetic heads, recognisers, detector, backbone, adapters."""
