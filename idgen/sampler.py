@@ -95,8 +95,9 @@ def sample(
     """
     device, dtype = backbone.device, backbone.dtype
     unet = conditioning.unet if conditioning.unet is not None else backbone.unet
-    x0 = None if start.image is None else start.image.to(device, dtype)
-    noise = start.noise.to(device, dtype)
+    # Latents stay float32 whatever the networks compute in: dozens of small steps would each be rounded away.
+    x0 = None if start.image is None else start.image.to(device, torch.float32)
+    noise = start.noise.to(device, torch.float32)
     scheduler.set_timesteps(steps, device=device)
     timesteps = _timesteps(scheduler, steps, start.strength if x0 is not None else 1.0)
     x = (
@@ -104,7 +105,7 @@ def sample(
         if x0 is None
         else scheduler.add_noise(x0, noise, timesteps[:1].expand(len(x0)))
     )
-    mask = None if start.mask is None else start.mask.to(device, dtype)
+    mask = None if start.mask is None else start.mask.to(device, torch.float32)
     options = {"generator": generators} if generators and _takes_generator(scheduler) else {}
     total = len(timesteps)
     guided, denoise = False, None
@@ -114,9 +115,10 @@ def sample(
                 # Where guidance ends the unconditional rows leave the batch, and with them what was kept for them.
                 stack.close()
                 guided = guidance > 1.0 and levers.guided(i, total)
-                denoise = Denoiser(unet, conditioning, x, guided=guided, attention=attention, levers=levers)
+                like = x.to(dtype)
+                denoise = Denoiser(unet, conditioning, like, guided=guided, attention=attention, levers=levers)
                 stack.enter_context(denoise)
-            eps = denoise(scheduler.scale_model_input(x, t), t, i, total)
+            eps = denoise(scheduler.scale_model_input(x, t).to(dtype), t, i, total).float()
             if guided:
                 unconditional, conditional = eps.chunk(2)
                 combined = unconditional + guidance * (conditional - unconditional)

@@ -1,0 +1,1 @@
+"""Speed measurements: models with random weights, plain baselines, paired timing, suites and their reports."""
