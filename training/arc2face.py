@@ -38,7 +38,12 @@ def build_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A text encoder 512 wide, one layer: most of its weight is the width."""
     settings = config(tokenizer, hidden=EMBEDDING, layers=1, heads=8)
     settings.intermediate_size = EMBEDDING
-    return CLIPTextModel(settings)
+    model = CLIPTextModel(settings)
+    # mini-xl's text tokens are about 4 long per number and its identity tokens 1: start in the right range.
+    gain = next(p for name, p in model.named_parameters() if name.endswith("final_layer_norm.weight"))
+    gain.data[:CONTEXT] = 5.0
+    gain.data[CONTEXT : 2 * CONTEXT] = 2.0
+    return model
 
 
 class FaceTokens(nn.Module):
@@ -96,7 +101,14 @@ def pretrain_encoders(
     with torch.no_grad():
         plain, _ = text(text.ids(["a photo of a person", ""]).to(device))
     loop = Loop(
-        "sd15_encoders", root, {"encoder": encoder, "faces": faces}, minutes, rate=2e-3, decay=0.8, averaging=0.99
+        "sd15_encoders",
+        root,
+        {"encoder": encoder, "faces": faces},
+        minutes,
+        rate=2e-3,
+        decay=0.8,
+        averaging=0.99,
+        muon=False,
     )
     while loop.going:
         prompts, _ = random_captions(batch, 50_000 + loop.steps)
@@ -106,17 +118,19 @@ def pretrain_encoders(
             rows = torch.randint(0, len(data), (batch,))
             e = data.references(rows).to(device)
             tokens = projector(e)
-        said = encoder(ids).last_hidden_state
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            said, out = encoder(ids).last_hidden_state, faces(e)
+        said, out = said.float(), out.float()
         # Text slots say "no identity" with zeros in the identity half, and the other way round.
-        loss = (said[..., :CONTEXT] - goal).pow(2).mean() + 0.1 * said[..., CONTEXT : 2 * CONTEXT].pow(2).mean()
-        out = faces(e)
-        want = plain[:1].expand(batch, -1, -1).clone()
-        loss = loss + (out[:, :FIRST, :CONTEXT] - want[:, :FIRST]).pow(2).mean()
-        places = FIRST + torch.arange(out.shape[1] - FIRST, device=device)
+        text_miss = (said[..., :CONTEXT] - goal).pow(2).mean() / goal.pow(2).mean()
+        loss = text_miss + 0.1 * said[..., CONTEXT : 2 * CONTEXT].pow(2).mean()
+        want = plain[:1, :FIRST].expand(batch, -1, -1)
+        loss = loss + (out[:, :FIRST, :CONTEXT] - want).pow(2).mean() / want.pow(2).mean()
+        places = torch.arange(FIRST, out.shape[1], device=device)
         which = (places - FIRST) % TOKENS  # the identity tokens over and over: more of the softmax's weight for them
-        loss = loss + (out[:, places, CONTEXT : 2 * CONTEXT] - tokens[:, which]).pow(2).mean()
-        loss = loss + 0.1 * out[:, places, :CONTEXT].pow(2).mean()
-        loop.update(loss, batch)
+        face_miss = (out[:, places, CONTEXT : 2 * CONTEXT] - tokens[:, which]).pow(2).mean()
+        loss = loss + face_miss + 0.01 * out[:, places, :CONTEXT].pow(2).mean()
+        loop.update(loss, batch, text=float(text_miss.detach()), face=float(face_miss.detach()))
     loop.finish()
     return encoder.eval(), faces
 

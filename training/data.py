@@ -42,8 +42,9 @@ class RenderSet:
         return len(self.images)
 
 
-def render_shard(split: str, index: int, *, device: str = "cpu", compiled: bool = False, batch: int = 32) -> RenderSet:
-    """Draw shard ``index`` of a split: 100 people, 8 renders each."""
+def render_shard(split: str, index: int, *, device: str = "cpu", compiled: bool = False, batch: int = 0) -> RenderSet:
+    """Draw shard ``index`` of a split: 100 people, 8 renders each. ``batch`` 0: what suits the device."""
+    batch = batch or (32 if torch.device(device).type == "cpu" else 200)
     seed = SPLIT_SEEDS[split] + index
     people = sample_people(SHARD_PEOPLE, seed)
     n = SHARD_PEOPLE * PER_PERSON

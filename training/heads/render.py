@@ -251,4 +251,6 @@ def render(people: Tensor, nuisances: Nuisances, size: int = 128, *, compiled: b
         if len(rows):
             out[rows] = _soften(draw(rows))
     keypoints, boxes = landmarks(person, values, size)
-    return Renders(out.clamp(0, 1), keypoints, boxes, mask, [caption(labels, i) for i in range(n)], dict(labels))
+    plain = {k: v.cpu() for k, v in labels.items()}  # one transfer instead of one per word
+    captions = [caption(plain, i) for i in range(n)]
+    return Renders(out.clamp(0, 1), keypoints, boxes, mask, captions, dict(labels))
