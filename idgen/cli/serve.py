@@ -102,17 +102,8 @@ def check_pipelines(settings: ServiceSettings) -> None:
 
 def run(settings: ServiceSettings, **options: Any) -> None:
     """Serve until told to stop; running requests get ``grace_s`` seconds to finish. ``options`` go to uvicorn."""
-    import uvicorn
-
+    from idgen.service import server
     from idgen.service.app import create_app
 
     logging.getLogger("idgen").setLevel(logging.INFO)
-    app = create_app(settings)
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        timeout_graceful_shutdown=int(settings.grace_s),
-        server_header=False,
-        **options,
-    )
+    server.run(create_app(settings), **options)

@@ -70,7 +70,7 @@ def create_app(settings: ServiceSettings | None = None, engine: Engine | None = 
     app.state.service = service
     registry = CollectorRegistry()
     registry.register(EngineCollector(service.engine))
-    _add_middleware(app, settings, registry, open_to_all=not keys)
+    _add_middleware(app, service, registry)
     add_handlers(app)
     for module in (openai_api, portraits, people):
         app.include_router(module.router)
@@ -90,8 +90,9 @@ def _load(service: Service) -> None:
         log.exception("the models could not be loaded: %s", error)
 
 
-def _add_middleware(app: FastAPI, settings: ServiceSettings, registry: CollectorRegistry, open_to_all: bool) -> None:
+def _add_middleware(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
     """Added last runs first."""
+    settings, open_to_all = service.settings, not service.keys
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
@@ -105,7 +106,7 @@ def _add_middleware(app: FastAPI, settings: ServiceSettings, registry: Collector
         origins=settings.cors_origins,
         check_origin=open_to_all,
     )
-    app.add_middleware(Observed, registry=registry)
+    app.add_middleware(Observed, registry=registry, service=service)
 
 
 def _add_operations(app: FastAPI, registry: CollectorRegistry, public: bool) -> None:

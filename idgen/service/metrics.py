@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idgen.engine import Engine
+from idgen.service.state import Service
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 IMAGES = (1, 2, 4, 8, 16, 32, 64)
@@ -45,8 +46,8 @@ class EngineCollector(Collector):
 class Observed:
     """ASGI middleware: counts requests and their seconds by route, and gives each an ``x-request-id``."""
 
-    def __init__(self, app: ASGIApp, *, registry: CollectorRegistry) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, *, registry: CollectorRegistry, service: Service) -> None:
+        self.app, self.service = app, service
         labels = ("route", "method", "status")
         self._requests = Counter("idgen_http_requests", "HTTP requests.", labels, registry=registry)
         self._seconds = Histogram(
@@ -66,9 +67,12 @@ class Observed:
                 message["headers"] = [*message["headers"], (b"x-request-id", uuid.uuid4().hex.encode())]
             await send(message)
 
+        owed = scope["path"].startswith("/v1/")
+        self.service.open_requests += owed
         try:
             await self.app(scope, receive, noting_send)
         finally:
+            self.service.open_requests -= owed
             # The template and a known method, never the client's own text: labels must stay few.
             route = getattr(scope.get("route"), "path", None) or "other"
             method = scope["method"] if scope["method"] in ("GET", "POST", "DELETE", "HEAD", "OPTIONS") else "other"

@@ -37,6 +37,8 @@ class Service:
     shelf: IdentityShelf
     pictures: Pictures = field(default_factory=Pictures)
     ready: threading.Event = field(default_factory=threading.Event)
+    open_requests: int = 0
+    """requests to the API that have no whole answer yet"""
     problem: str | None = None
     """why the models could not be loaded"""
     looking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))

@@ -1,0 +1,262 @@
+"""The HTTP service under load: 50 clients, 500 requests, with dynamic batching and without.
+
+    python benchmarks/service_load.py                   # mini, or the tiny test models where mini is not here
+    python benchmarks/service_load.py --base sdxl --pipeline text-to-image --size 1024 --steps 30 --device cuda
+
+Both servers run at once in processes of their own and are loaded in turns, so that a busy machine slows both alike.
+Every picture is compared with the one its seed gives alone. Some clients leave early on purpose.
+Writes benchmarks/results/service-DEVICE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import multiprocessing
+import os
+import platform
+import random
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", default="mini" if has_mini() else None, help="None: the tiny test models")
+    parser.add_argument("--pipeline", default="text-to-image")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--size", type=int, default=64, help="pixels a side")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--requests", type=int, default=500, help="for each of the two servers")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--leavers", type=int, default=50, help="requests whose client leaves early, for each")
+    parser.add_argument("--queue", type=int, default=32)
+    parser.add_argument("--max-batch", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    report = asyncio.run(measure(options))
+    out = options.out or ROOT / "benchmarks/results" / f"service-{options.device.split(':')[0]}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+def has_mini() -> bool:
+    from tests.models import HAS_MINI
+
+    return HAS_MINI
+
+
+def serve(options: argparse.Namespace, batching: bool, port: int, folder: str) -> None:
+    """A server, in a process of its own."""
+    import uvicorn
+
+    from idgen.engine import Engine
+    from idgen.service.app import create_app
+    from idgen.service.settings import ServiceSettings
+    from tests import tiny
+
+    load: dict[str, Any] = {"base": options.base, "device": options.device, "dtype": options.dtype}
+    if options.base is None:
+        load["base"] = str(tiny.SDXL)
+    engine = Engine(load, queue_size=options.queue, max_batch=options.max_batch, batching=batching)
+    settings = ServiceSettings(pipelines=(options.pipeline,), demo=False, identities_folder=Path(folder))
+    uvicorn.run(create_app(settings, engine), port=port, log_level="error")
+
+
+@dataclass
+class Side:
+    """One of the two servers and what was seen of it."""
+
+    name: str
+    url: str
+    process: Any
+    latencies: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    refused: int = 0
+    left: int = 0
+    crossed: int = 0
+    worst: int = 0
+    memory: list[int] = field(default_factory=list)
+    references: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+async def measure(options: argparse.Namespace) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    sides = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for name, batching in (("batching", True), ("one by one", False)):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", 0))
+                    port = probe.getsockname()[1]
+                process = context.Process(target=serve, args=(options, batching, port, folder), daemon=True)
+                process.start()
+                sides.append(Side(name, f"http://127.0.0.1:{port}", process))
+            for side in sides:
+                await ready(side)
+                await references(side, options)
+            each = options.requests // options.rounds
+            for number in range(options.rounds):
+                for side in sides if number % 2 == 0 else reversed(sides):
+                    await load(side, options, each, options.leavers // options.rounds)
+            reports = {side.name: await summary(side, options) for side in sides}
+        finally:
+            for side in sides:
+                side.process.terminate()
+    speeds = [reports[side.name]["images_per_second"] for side in sides]
+    return {
+        "machine": about(options),
+        "order": {name: getattr(options, name) for name in ("pipeline", "size", "steps")} | {"base": str(options.base)},
+        "load": {name: getattr(options, name) for name in ("clients", "requests", "leavers", "queue", "max_batch")},
+        "speedup_by_batching": round(speeds[0] / speeds[1], 2),
+        **reports,
+    }
+
+
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor() or "CPU"
+    return {
+        "device": device,
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "cores": os.cpu_count(),
+        "load_average": [round(value, 1) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+    }
+
+
+async def ready(side: Side) -> None:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for _ in range(600):
+            try:
+                if (await client.get(f"{side.url}/readyz")).status_code == 200:
+                    return
+            except httpx.ConnectError:
+                pass
+            await asyncio.sleep(0.2)
+    raise SystemExit(f"the server {side.name!r} did not start")
+
+
+def order(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    size = {"width": options.size, "height": options.size}
+    return {"prompt": f"portrait {seed}", "pipeline": options.pipeline, "seed": seed, "steps": options.steps, **size}
+
+
+def decoded(answer: httpx.Response) -> np.ndarray:
+    image = base64.b64decode(answer.json()["portraits"][0]["image"])
+    return np.asarray(Image.open(io.BytesIO(image)), np.int16)
+
+
+async def references(side: Side, options: argparse.Namespace) -> None:
+    """What each client's seed gives alone."""
+    async with httpx.AsyncClient(trust_env=False, timeout=600) as client:
+        for seed in range(options.clients):
+            answer = await client.post(f"{side.url}/v1/portraits", json=order(options, seed))
+            side.references[seed] = decoded(answer.raise_for_status())
+
+
+async def load(side: Side, options: argparse.Namespace, requests: int, leavers: int) -> None:
+    """One round: all clients at once, each asking for its own seed's picture again and again."""
+    left = [requests]
+    started = time.perf_counter()
+    leaving = [asyncio.create_task(leave(side, options, number)) for number in range(leavers)]
+    await asyncio.gather(*(visit(side, options, seed, left) for seed in range(options.clients)))
+    side.seconds += time.perf_counter() - started
+    await asyncio.gather(*leaving)
+    side.memory.append(resident(side))
+
+
+async def visit(side: Side, options: argparse.Namespace, seed: int, left: list[int]) -> None:
+    async with httpx.AsyncClient(trust_env=False, timeout=600) as client:
+        while left[0] > 0:
+            left[0] -= 1
+            started = time.perf_counter()
+            while (answer := await client.post(f"{side.url}/v1/portraits", json=order(options, seed))).is_error:
+                if answer.status_code != 429:
+                    raise SystemExit(f"{answer.status_code}: {answer.text}")
+                side.refused += 1
+                await asyncio.sleep(random.uniform(0.05, min(1.0, float(answer.headers["retry-after"]))))
+            side.latencies.append(time.perf_counter() - started)
+            await asyncio.to_thread(check, side, seed, answer)
+
+
+def check(side: Side, seed: int, answer: httpx.Response) -> None:
+    image = decoded(answer)
+    off = int(np.abs(image - side.references[seed]).max())
+    side.worst = max(side.worst, off)
+    nearest = min(side.references, key=lambda other: float(np.abs(image - side.references[other]).mean()))
+    side.crossed += nearest != seed or answer.json()["portraits"][0]["seed"] != seed
+
+
+async def leave(side: Side, options: argparse.Namespace, number: int) -> None:
+    """Order something long, and go."""
+    await asyncio.sleep(random.uniform(0, 2))
+    long = {**order(options, number), "steps": 150}
+    async with httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(30, read=random.uniform(0.1, 1))) as client:
+        try:
+            while (await client.post(f"{side.url}/v1/portraits", json=long)).status_code == 429:
+                await asyncio.sleep(random.uniform(0.02, 0.1))
+        except httpx.ReadTimeout:
+            side.left += 1
+
+
+def resident(side: Side) -> int:
+    import psutil
+
+    return psutil.Process(side.process.pid).memory_info().rss // 2**20
+
+
+async def metrics(side: Side) -> dict[str, float]:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        lines = (await client.get(f"{side.url}/metrics")).text.splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+async def summary(side: Side, options: argparse.Namespace) -> dict[str, Any]:
+    for _ in range(100):  # the last who left may still be noticed
+        numbers = await metrics(side)
+        if numbers["idgen_queue_length"] == numbers["idgen_running"] == 0:
+            break
+        await asyncio.sleep(0.1)
+    state = 'idgen_jobs_total{{state="{}"}}'.format
+    ordered = sorted(side.latencies)
+    runs = numbers["idgen_batch_images_count"] - options.clients
+    return {
+        "answered": len(ordered),
+        "lost": options.requests - len(ordered),
+        "crossed": side.crossed,
+        "largest_difference_of_a_channel": side.worst,
+        "images_per_second": round(len(ordered) / side.seconds, 2),
+        "latency_p50_s": round(statistics.median(ordered), 3),
+        "latency_p95_s": round(ordered[int(0.95 * (len(ordered) - 1))], 3),
+        "answers_429": side.refused,
+        "left_early": side.left,
+        "cancelled_by_the_server": int(numbers[state("cancelled")]),
+        "still_queued_or_running": int(numbers["idgen_queue_length"] + numbers["idgen_running"]),
+        "mean_images_in_a_run": round((numbers["idgen_batch_images_sum"] - options.clients) / runs, 2),
+        "memory_mib_after_each_round": side.memory,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The web demo inside the service: at ``/``, on the same engine, and behind a login where there are keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.serving import PLAIN, Running, running
+
+pytest.importorskip("gradio")
+KEY = "a-key-for-tests"
+
+
+def page_and_api_live_together(server: Running, key: str | None = None) -> None:
+    with server.client(key) as client:
+        order = {"prompt": "x", "pipeline": PLAIN, **tiny.SMALL}
+        assert client.post("/v1/portraits", json=order).status_code == 200
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.get("/v1/nothing").status_code == 404
+
+
+def test_the_demo_is_at_the_root_and_the_api_beside_it(tmp_path: Path) -> None:
+    with running(tmp_path, demo=True) as server:
+        with server.client() as client:
+            page = client.get("/")
+            assert page.status_code == 200 and "gradio" in page.text
+            assert client.get("/config").json()["title"] == "idgen"
+        page_and_api_live_together(server)
+
+
+def test_with_keys_the_demo_asks_for_one(tmp_path: Path) -> None:
+    with running(tmp_path, demo=True, api_keys=(KEY,)) as server:
+        with server.client() as stranger:
+            assert stranger.get("/config").status_code == 401
+            wrong = stranger.post("/login", data={"username": "ada", "password": "wrong-key"})
+            assert wrong.status_code == 400
+            assert stranger.get("/config").status_code == 401
+            assert stranger.post("/login", data={"username": "ada", "password": KEY}).status_code == 200
+            assert stranger.get("/config").json()["title"] == "idgen"
+        page_and_api_live_together(server, KEY)

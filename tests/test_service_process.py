@@ -1,0 +1,69 @@
+"""``idgen serve`` as a process: from the command to a page, and what a signal does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests import tiny
+
+pytest.importorskip("gradio")
+posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signal")
+
+
+@pytest.fixture
+def process() -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["serve", "--port", str(port), "--base", str(tiny.SDXL), "--pipeline", "text-to-image"]
+    started = subprocess.Popen(
+        [sys.executable, "-c", "from idgen.cli import main; main()", *command, "--device", "cpu", "--dtype", "float32"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            try:
+                if client.get("/readyz").status_code == 200:
+                    break
+            except httpx.ConnectError:
+                assert started.poll() is None, started.communicate()[0]
+            time.sleep(0.1)
+        yield started, client
+    started.kill()
+    started.communicate()
+
+
+@posix
+def test_a_signal_finishes_what_runs_and_does_not_wait_for_open_pages(
+    process: tuple[subprocess.Popen[str], httpx.Client],
+) -> None:
+    server, client = process
+    answers: list[int] = []
+    order = {"prompt": "x", "pipeline": "text-to-image", "width": 64, "height": 64, "steps": 100, "n": 2}
+    visitor = threading.Thread(target=lambda: answers.append(client.post("/v1/portraits", json=order).status_code))
+    with httpx.Client(base_url=client.base_url, timeout=60, trust_env=False) as page:
+        assert "gradio" in page.get("/").text
+        with page.stream("GET", "/gradio_api/heartbeat/a-page") as heartbeat:
+            assert heartbeat.status_code == 200
+            visitor.start()
+            while "idgen_running 1.0" not in page.get("/metrics").text:
+                time.sleep(0.01)
+            server.send_signal(signal.SIGTERM)
+            visitor.join(60)
+            assert answers == [200]
+            server.wait(30)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{client.base_url}/healthz", trust_env=False)
