@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,8 +79,8 @@ def render(
     windows = [{"units": _to_json(window)} for window in plan.windows(batch_size or AUTO)]
     if not windows:
         return
-    # A worker that is lost (a spot machine, a kill, the kernel's out-of-memory killer) comes back, and Ray Data gives its
-    # windows out again, without end. Errors of rows never get there: the renderer turns them into outcomes.
+    # A worker that is lost (a spot machine, a kill, the kernel's out-of-memory killer) comes back, and Ray Data gives
+    # its windows out again, without end. Errors of rows never get there: the renderer turns them into outcomes.
     made = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
         Worker,
         fn_constructor_args=(settings, batch_size, out),
@@ -118,11 +119,22 @@ def _connect(address: str) -> Any:
     except ImportError as error:
         raise BadRequest(f"--ray needs Ray ({error}): pip install 'idgen[cluster]'", "ray") from None
     if not ray.is_initialized():
+        if address != "auto":
+            _knock(address)  # Ray itself would try for minutes
         try:
             ray.init(address=None if address == "auto" else address, log_to_driver=False, logging_level=logging.WARNING)
         except Exception as error:
-            raise BadRequest(
-                f"no Ray cluster answers at {address} ({error}). Start one with `ray start --head`, or say --ray auto.",
-                "ray",
-            ) from None
+            raise BadRequest(f"Ray cannot use {address} ({error}). {_CURE}", "ray") from None
     return ray
+
+
+_CURE = "Start a cluster with `ray start --head` and name its HOST:PORT, or say --ray auto."
+
+
+def _knock(address: str) -> None:
+    """Raises `BadRequest` unless something answers at an address such as ``10.0.0.5:6379`` or ``ray://head:10001``."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise BadRequest(f"no Ray cluster answers at {address} ({error}). {_CURE}", "ray") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl
+import diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl  # noqa: F401
 import insightface.model_zoo  # noqa: F401
 import rich.progress  # noqa: F401
 import torch

@@ -22,7 +22,7 @@ def settings(folder: Path) -> dict[str, Any]:
     """Settings of `idgen.load`, as text, so that a command line can be made of them; the face pack goes to `folder`."""
     pack = folder / "pack"
     if not pack.exists():
-        facepacks.pack(pack)
+        facepacks.pack(pack, size=128)  # looking at an image would otherwise take longer than rendering it
     common = {"faces": str(pack), "device": "cpu", "dtype": "float32"}
     if HAS_MINI:
         return {"base": "mini", **common}

@@ -71,12 +71,13 @@ class Renderer:
             scarce = isinstance(error, OutOfMemory | MemoryError)
         # The smaller calls come after the except clause: inside it the error still holds the failed call's tensors.
         if made is None:
-            step = max(1, len(batch) // 2) if scarce else 1
             if scarce:
-                self._limit = step
-                log.warning("out of memory with %d images at once; going on with %d.", len(batch), step)
-            for start in range(0, len(batch), step):
-                yield from self._call(batch[start : start + step])
+                self._limit = max(1, len(batch) // 2)
+                log.warning("out of memory with %d images at once; going on with %d.", len(batch), self._limit)
+            while batch:
+                step = min(self._size(), len(batch)) if scarce else 1
+                yield from self._call(batch[:step])
+                batch = batch[step:]
             return
         seconds = (time.perf_counter() - begun) / len(batch)
         for (unit, _), (portrait,) in zip(batch, made):
