@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +100,7 @@ def batch(
         dry_run=dry_run,
         ray=ray,
         workers=workers,
-        on_problem=lambda problem: _tell(file, problem),
+        on_problem=_teller(file),
         **{key: value for key, value in settings.items() if value is not None},
     )
     _report(summary, dry_run, as_json)
@@ -117,8 +118,16 @@ def _axes(photo: list[str] | None, pipeline: list[str] | None, seed: list[str] |
     return {name: values for name, values in axes.items() if values}
 
 
-def _tell(file: str, problem: Problem) -> None:
-    typer.echo(f"{file}:{problem.line}: {problem.message}", err=True)
+def _teller(file: str) -> Callable[[Problem], None]:
+    """Prints each problem as FILE:LINE: MESSAGE, once however many rows a matrix makes of that line."""
+    told: list[tuple[int, str]] = [(0, "")]
+
+    def tell(problem: Problem) -> None:
+        if told[0] != (problem.line, problem.message):
+            told[0] = problem.line, problem.message
+            typer.echo(f"{file}:{problem.line}: {problem.message}", err=True)
+
+    return tell
 
 
 def _report(summary: Summary, dry_run: bool, as_json: bool) -> None:
