@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -89,8 +90,29 @@ def create_tab(page: Page) -> Create:
             raise
         yield {status: work.summary, fields["seed"]: request.seed, **rest, **results(session)}
 
-    def generate(session: Session, photos: list[Any] | None, *values: Any) -> Iterator[dict[Any, Any]]:
-        wanted = Settings(*values)
+    def generate(
+        session: Session,
+        photos: list[Any] | None,
+        prompt: str,
+        style: str,
+        pipeline: str,
+        count: int,
+        size: str,
+        steps: int,
+        guidance: float,
+        identity_scale: float,
+        structure_scale: float,
+        negative: str,
+        scheduler: str,
+        random_seed: bool,
+        seed: int | None,
+        pose: str | None,
+    ) -> Iterator[dict[Any, Any]]:
+        # Spelt out, because these are the names by which programs call the endpoint.
+        wanted = Settings(
+            *(prompt, style, pipeline, count, size, steps, guidance, identity_scale, structure_scale),
+            *(negative, scheduler, random_seed, seed, pose),
+        )
 
         def make() -> Request:
             offer = page.offer(wanted.pipeline)
@@ -128,7 +150,7 @@ def create_tab(page: Page) -> Create:
         }
 
     work: dict[str, Any] = {**QUIET, "concurrency_limit": None}
-    inputs = [page.session, page.photos, *fields.values()]
+    inputs = [page.session, page.photos, *(fields[each.name] for each in dataclasses.fields(Settings))]
     gr.on(
         [go.click, fields["prompt"].submit],
         generate,
@@ -154,6 +176,7 @@ def _controls(page: Page) -> tuple[dict[str, Any], gr.Button, gr.Button, gr.Acco
     fields: dict[str, Any] = {}
     gr.Markdown("### The portrait", elem_classes="idgen-title")
     fields["prompt"] = gr.Textbox(
+        value="",
         label="Prompt",
         elem_id="prompt",
         lines=2,
@@ -174,12 +197,10 @@ def _controls(page: Page) -> tuple[dict[str, Any], gr.Button, gr.Button, gr.Acco
     with gr.Accordion("Advanced", open=False, elem_id="advanced") as advanced:
         with gr.Row():
             fields["steps"] = gr.Slider(1, 100, first.defaults.steps, step=1, label="Steps", elem_id="steps")
-            fields["guidance"] = gr.Slider(
-                0, 20, first.defaults.guidance, step=0.1, label="Guidance", info="how closely to follow the prompt"
-            )
+            fields["guidance"] = gr.Slider(0, 20, first.defaults.guidance, step=0.1, label="Guidance")
         with gr.Row():
             fields["identity_scale"] = gr.Slider(
-                0, 1.5, first.defaults.identity_scale, step=0.05, label="Identity scale", info="how much of the person"
+                0, 1.5, first.defaults.identity_scale, step=0.05, label="Identity scale"
             )
             fields["structure_scale"] = gr.Slider(
                 0,
@@ -189,7 +210,9 @@ def _controls(page: Page) -> tuple[dict[str, Any], gr.Button, gr.Button, gr.Acco
                 label="Structure scale",
                 info="how firmly to place it",
             )
-        fields["negative"] = gr.Textbox(label="Negative prompt", elem_id="negative", placeholder="what to keep out")
+        fields["negative"] = gr.Textbox(
+            value="", label="Negative prompt", elem_id="negative", placeholder="what to keep out"
+        )
         with gr.Row():
             fields["scheduler"] = gr.Dropdown(
                 ["default", *SCHEDULERS], value=first.defaults.scheduler or "default", label="Scheduler"
@@ -197,7 +220,7 @@ def _controls(page: Page) -> tuple[dict[str, Any], gr.Button, gr.Button, gr.Acco
             fields["random_seed"] = gr.Checkbox(True, label="New seed each time", elem_id="random-seed")
         with gr.Row(equal_height=True, elem_id="seed-row"):
             fields["seed"] = gr.Number(
-                label="Seed", precision=0, minimum=0, elem_id="seed", scale=3, min_width=140, value=roll
+                label="Seed", precision=0, minimum=0, elem_id="seed", scale=3, min_width=140, value=0
             )
             dice = gr.Button("⚄", elem_id="dice", scale=0, min_width=64)
         fields["pose"] = gr.Image(

@@ -24,16 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("idgen.demo")
 
-TITLES = {
-    "NoFaceFound": "No face found",
-    "BadImage": "This photo cannot be used",
-    "BadRequest": "Please check the settings",
-    "WeightsMissing": "Weights are missing",
-    "LicenceRefused": "A licence is in the way",
-    "OutOfMemory": "Out of memory",
-    "Busy": "Everybody is here at once",
-    "DeadlineExceeded": "This took too long",
-}
 PAUSE = 0.12
 """Seconds between two updates of the page: faster ones nobody sees, and each goes over the network."""
 
@@ -45,18 +35,13 @@ def toasts() -> Iterator[None]:
         yield
     except IdgenError as error:
         # Gradio renders toasts as HTML, and messages may hold a user's own words.
-        raise gr.Error(
-            escape(str(error)), duration=15, title=TITLES.get(type(error).__name__, "Sorry"), print_exception=False
-        ) from error
+        raise gr.Error(escape(str(error)), duration=15, print_exception=False) from error
     except gr.Error:
         raise
     except Exception as error:
         log.exception("the demo failed")
-        raise gr.Error(
-            f"Something unexpected went wrong ({type(error).__name__}). Try again; the server's log says more.",
-            title="Sorry",
-            print_exception=False,
-        ) from error
+        words = f"Something unexpected went wrong ({type(error).__name__}). Try again; the server's log says more."
+        raise gr.Error(words, print_exception=False) from error
 
 
 @dataclass

@@ -178,7 +178,7 @@ def test_closing_the_page_stops_the_work_and_deletes_its_files(visit: Visit, ser
 
     folder = Path(tempfile.gettempdir())
     page = visit()
-    upload(page, PEOPLE / "clara.jpg")
+    upload(page, PEOPLE / "cleo.jpg")
     generate(page)
     assert list(folder.glob("idgen-demo-*/*.png"))
     advanced(page, 100)
@@ -198,7 +198,7 @@ def test_closing_the_page_stops_the_work_and_deletes_its_files(visit: Visit, ser
 
 def test_a_page_sees_nothing_of_another(visit: Visit) -> None:
     mine = visit()
-    upload(mine, PEOPLE / "dora.jpg")
+    upload(mine, PEOPLE / "esme.jpg")
     generate(mine)
     mine.get_by_role("tab", name="History").click()
     mine.locator("#history img").first.wait_for()
