@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from .facedata import FaceSet
 from .heads import ATTRIBUTES, STYLES
+from .optim import Optimiser
+from .workers import Workers
 
 SIDE = 128
 """Pixels of the pictures it reads."""
@@ -83,17 +85,15 @@ def _augment(images: Tensor) -> Tensor:
 
 
 def train(
-    faces: FaceSet, minutes: float = 10.0, out: Path | None = None, seed: int = 5, rate: float = 2e-3, batch: int = 96,
+    faces: FaceSet, minutes: float = 10.0, out: Path | None = None, seed: int = 5, rate: float = 2e-3, batch: int = 64,
     device: str = "cpu",
 ) -> AttributeReader:  # fmt: skip
     """Train for so many minutes, write the weights (half precision, safetensors) to ``out``, return it in eval mode."""
     torch.manual_seed(seed)
     net = AttributeReader().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.05)
+    optimiser = Optimiser(net.parameters(), Workers(), weight_decay=0.05, clip=10.0)
     begun, step, mean = time.monotonic(), 0, 0.0
     while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6
         pick = torch.randint(0, len(faces), (batch,))
         truth = {k: v[pick].to(device) for k, v in faces.attributes.items()}
         shown = visible(truth)
@@ -105,9 +105,9 @@ def train(
             weight = shown[name].float()
             cost = F.cross_entropy(values.float(), truth[name], reduction="none")
             loss = loss + (cost * weight).sum() / weight.sum().clamp(min=1)
-        optimiser.zero_grad()
+        net.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimiser.step(rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6)
         step += 1
         mean += (loss.item() - mean) * max(0.02, 1 / step)
         if step % 100 == 0:

@@ -29,7 +29,7 @@ REACH = ((0.0, 56.0), (40.0, 120.0), (88.0, 1e9))
 
 Finer than SCRFD's: a head of 70 pixels, the usual portrait, is read at stride 16, where a keypoint is a short way off.
 """
-CANVASES = ((128, 32, 0.3), (256, 10, 0.25), (448, 3, 0.2), (640, 2, 0.25))
+CANVASES = ((128, 32, 0.25), (256, 10, 0.25), (448, 3, 0.2), (640, 2, 0.3))
 """Canvas size in pixels, batch size, share of the steps. Many are large because idgen first looks with size 640,
 whatever the photo's size: a portrait of 128 pixels comes as a soft head of 350."""
 
@@ -59,11 +59,13 @@ class Detector(nn.Module):
         self.fine = nn.Sequential(_unit(3, 16, 2), _unit(16, 24, 2), _unit(24, 32), _unit(32, 48, 2), _unit(48, 48))
         self.middle = nn.Sequential(_unit(48, 64, 2), _unit(64, 64))
         # Dilation lets the coarse cells see heads far larger than a training canvas: det_size 640 on a portrait.
-        self.coarse = nn.Sequential(_unit(64, 96, 2), _unit(96, 96), _unit(96, 64, 1, 2), _unit(64, 64, 1, 4))
-        self.down_to_middle = nn.Conv2d(64, 64, 1)
+        self.coarse = nn.Sequential(
+            _unit(64, 96, 2), _unit(96, 96), _unit(96, 96, 1, 2), _unit(96, 96, 1, 4), _unit(96, 80)
+        )
+        self.down_to_middle = nn.Conv2d(80, 64, 1)
         self.down_to_fine = nn.Conv2d(64, 48, 1)
         outputs = ANCHORS * 15
-        self.heads = nn.ModuleList([_head(w, d, outputs) for w, d in ((48, 1), (64, 2), (64, 2))])
+        self.heads = nn.ModuleList([_head(w, d, outputs) for w, d in ((48, 1), (64, 2), (80, 2))])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         fine = self.fine(images)

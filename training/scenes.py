@@ -168,8 +168,10 @@ def _paste(scene: Scene, slot: int, rows: Tensor, cell: Tensor, faces: FaceSet) 
     half, centre, middle = (box[:, 2:] - box[:, :2]) / 2, (box[:, :2] + box[:, 2:]) / 2, points.mean(1)
     extent = cell[:, 2:] - cell[:, :2]
     room = extent.min(1).values
-    # Sizes log-uniform from 10 pixels to a close-up that the cell's border cuts.
-    head = 10 * (torch.rand(m) * (0.115 * room).clamp(min=1.2).log()).exp()
+    # Sizes log-uniform from 10 pixels (more on large canvases, small heads are learnt on small ones) to a close-up that
+    # the cell's border cuts.
+    least = max(10.0, size / 12)
+    head = least * (torch.rand(m) * (1.15 * room / least).clamp(min=1.2).log()).exp()
     zoom = head / half.max(1).values / 2
     angle = torch.where(torch.rand(m) < 0.7, _uniform(-0.25, 0.25, m), _uniform(-0.8, 0.8, m))
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
