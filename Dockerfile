@@ -4,7 +4,7 @@
 #   docker run --gpus all -p 8000:8000 -v idgen:/data -e IDGEN_SERVE_API_KEYS=a-long-secret idgen
 #
 # PyTorch's wheels bring their own CUDA libraries, so the base needs none: the driver comes from the host through the
-# NVIDIA container toolkit. onnxruntime-gpu finds CUDA and cuDNN through PyTorch's, which idgen loads first.
+# NVIDIA container toolkit. onnxruntime-gpu uses the same libraries, which PyTorch, imported first, has loaded.
 
 FROM python:3.12-slim-bookworm AS build
 

@@ -118,15 +118,24 @@ class Engine:
             request = request.change(seed=secrets.randbelow(2**32))
         job = Job(self, request, deadline, preview_every)
         with self._lock:
+            self.check_room()
+            self._queue.append(job)
+            self._wake.notify()
+        return job
+
+    def check_room(self) -> None:
+        """Refuse before the work of preparing a request that could not be queued.
+
+        Raises:
+            Busy, EngineClosed: as :meth:`submit` would at this moment.
+        """
+        with self._lock:
             if self._closed:
                 raise EngineClosed("the server is shutting down; send the request again in a minute.")
             if len(self._queue) >= self.queue_size:
                 self._counts["rejected"] += 1
                 wait = max(1, min(3600, math.ceil(self._seconds_per_job * len(self._queue))))
                 raise Busy(f"{len(self._queue)} requests are waiting, as many as may; try again in {wait} s.", wait)
-            self._queue.append(job)
-            self._wake.notify()
-        return job
 
     def pipeline(self, name: str = "auto") -> Pipeline:
         """The resident pipeline of that name, loaded at the first call. May be called from any thread.

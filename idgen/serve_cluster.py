@@ -51,8 +51,10 @@ def deployment(
         from idgen.engine import Engine
         from idgen.service.app import create_app, make_engine
 
-        options = {"queue_size": own.queue_size, "max_batch": own.max_batch, "batching": own.batching}
-        return create_app(own, make_engine(own) if load is None else Engine(load, **options))
+        if load is None:
+            return create_app(own, make_engine(own))
+        engine = Engine(load, queue_size=own.queue_size, max_batch=own.max_batch, batching=own.batching)
+        return create_app(own, engine)
 
     options = {
         "num_replicas": replicas,
@@ -61,7 +63,8 @@ def deployment(
         "graceful_shutdown_timeout_s": own.grace_s,
         "ray_actor_options": {"num_cpus": cpus, "num_gpus": gpus},
     }
-    return serve.deployment(serve.ingress(build)()).options(name=NAME, **options).bind()
+    made: Any = serve.deployment(serve.ingress(build)())
+    return made.options(name=NAME, **options).bind()
 
 
 def app(args: dict[str, Any]) -> Any:

@@ -141,6 +141,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(gate: Gate) -> None:
         waiting[0].cancel()
         assert waiting[1].position == 1
         engine.submit(order(3))  # the cancelled one's place is free
+        gate.open.set()
 
 
 def test_a_wrong_request_fails_alone_and_its_neighbours_are_served(gate: Gate) -> None:

@@ -53,6 +53,14 @@ def test_without_a_valid_key_nothing_is_done(server: Running, header: str | None
         assert stranger.get("/healthz").status_code == stranger.get("/readyz").status_code == 200
 
 
+def test_a_strangers_upload_is_not_even_read(server: Running) -> None:
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 0), timeout=20) as connection:
+        head = f"POST /v1/faces HTTP/1.1\r\nhost: {address.host}\r\ncontent-length: 200000\r\n"
+        connection.sendall((head + "authorization: Bearer wrong-key\r\n\r\n").encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401")
+
+
 def test_every_key_works_and_sees_its_own_identities_only(server: Running) -> None:
     with server.client(KEYS[0]) as one, server.client(KEYS[1]) as other:
         identity = one.post("/v1/identities", files={"photo": photo()}).json()["id"]

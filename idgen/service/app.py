@@ -105,6 +105,7 @@ def _add_middleware(app: FastAPI, service: Service, registry: CollectorRegistry)
         hosts=hosts,
         origins=settings.cors_origins,
         check_origin=open_to_all,
+        keys=service.keys,
     )
     app.add_middleware(Observed, registry=registry, service=service)
 

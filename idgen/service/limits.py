@@ -70,6 +70,7 @@ class Guard:
         hosts: Sequence[str] = (),
         origins: Sequence[str] = (),
         check_origin: bool = False,
+        keys: Keys | None = None,
     ) -> None:
         """
         Args:
@@ -77,17 +78,19 @@ class Guard:
             origins: origins of other sites that may call.
             check_origin: refuse every other site. Without keys this is all that keeps a page which the user happens to
                 visit from using the server on their own machine.
+            keys: without one of these nothing sent to the API is read; the routes check again who is calling.
         """
         self.app, self.max_bytes, self.timeout_s = app, max_bytes, timeout_s
         self.hosts = {host.lower() for host in hosts}
         self.origins, self.check_origin = set(origins), check_origin
+        self.keys = keys or Keys([])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(headers)
+        refusal = self._refusal(headers) or self._stranger(scope, headers)
         if refusal is None and scope["type"] == "http":
             await self._limited(scope, receive, send)
         elif refusal is None:
@@ -108,6 +111,12 @@ class Guard:
         if not length.isdigit() or int(length) > self.max_bytes:
             return self._too_large()
         return None
+
+    def _stranger(self, scope: Scope, headers: dict[str, str]) -> ApiError | None:
+        if not self.keys or scope.get("method") != "POST" or not scope["path"].startswith("/v1/"):
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        return None if scheme.lower() == "bearer" and self.keys.owner(key.strip()) else no_key(close=True)
 
     def _too_large(self) -> ApiError:
         message = f"the request is too large; at most {self.max_bytes:,} bytes are read."
@@ -152,6 +161,13 @@ class Guard:
             await answer(failure)(scope, receive, send)
         elif failure is not None and failure is not refused:
             raise failure
+
+
+def no_key(close: bool = False) -> ApiError:
+    """The answer to strangers. ``close``: end the connection, for the body was not read."""
+    headers = {"www-authenticate": "Bearer"} | ({"connection": "close"} if close else {})
+    message = "give an API key of this server: Authorization: Bearer KEY."
+    return ApiError(401, message, "invalid_api_key", headers=headers)
 
 
 class _Refused(Exception):

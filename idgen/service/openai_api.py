@@ -25,7 +25,7 @@ from idgen.service.bridge import KEEP_ALIVE, finished, followed, server_sent, st
 from idgen.service.errors import ApiError, ErrorBody, explain, first_fault
 from idgen.service.pictures import as_base64, encode_portrait
 from idgen.service.schemas import GENERATION_EXAMPLES, ImageData, ImagesAnswer, ImagesOrder, Model, ModelList
-from idgen.service.state import Caller, Service, ServiceOf
+from idgen.service.state import Caller, Orderer, Service, ServiceOf
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request's fault; the message says what to do."},
@@ -69,7 +69,7 @@ async def generations(
     order: Annotated[ImagesOrder, Body(examples=GENERATION_EXAMPLES)],
     request: Request,
     service: ServiceOf,
-    owner: Caller,
+    owner: Orderer,
 ) -> Response:
     """Make images from a prompt alone, or of an enrolled person with `identity`."""
     who = service.shelf.get(owner, order.identity) if order.identity else None
@@ -77,7 +77,7 @@ async def generations(
 
 
 @router.post("/images/edits", response_model=ImagesAnswer, openapi_extra=_edit_schema())
-async def edits(request: Request, service: ServiceOf, owner: Caller) -> Response:
+async def edits(request: Request, service: ServiceOf, owner: Orderer) -> Response:
     """Make portraits of the person in one or several photos. With a mask, change the first photo there only."""
     # Parsed by hand, for a file comes as `image` or `image[]`, and an unknown field is refused with its name.
     async with request.form(max_files=service.settings.max_photos + 2, max_fields=64) as form:

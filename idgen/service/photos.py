@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import functools
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -17,6 +19,8 @@ from idgen.service.errors import ApiError
 from idgen.service.settings import ServiceSettings
 
 FETCH_TIMEOUT_S = 15.0
+_decoders = ThreadPoolExecutor(4, thread_name_prefix="idgen-decode")
+"""Few, for each may hold a photo of ``max_pixels``."""
 
 
 async def checked(data: bytes, settings: ServiceSettings, param: str) -> bytes:
@@ -28,7 +32,8 @@ async def checked(data: bytes, settings: ServiceSettings, param: str) -> bytes:
         ApiError: it is no such photo; names the field.
     """
     try:
-        await asyncio.to_thread(open_photo, data, max_pixels=settings.max_pixels)
+        decode = functools.partial(open_photo, data, max_pixels=settings.max_pixels)
+        await asyncio.get_running_loop().run_in_executor(_decoders, decode)
     except BadImage as error:
         raise ApiError(400, str(error), "bad_image", param) from None
     return data

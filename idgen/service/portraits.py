@@ -18,7 +18,7 @@ from idgen.service.errors import ApiError, explain
 from idgen.service.openai_api import ERRORS
 from idgen.service.pictures import Format, as_base64, encode_portrait
 from idgen.service.schemas import PortraitData, PortraitsAnswer, PortraitsOrder
-from idgen.service.state import Caller, Service, ServiceOf
+from idgen.service.state import Orderer, Service, ServiceOf
 
 router = APIRouter(prefix="/v1", tags=["Portraits"], responses=ERRORS)
 
@@ -32,7 +32,7 @@ also previews, base64 JPEG), `portrait` (as in the answer without `stream`) for 
     response_model=PortraitsAnswer,
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string", "description": EVENTS}}}}},
 )
-async def portraits(order: PortraitsOrder, request: Request, service: ServiceOf, owner: Caller) -> Response:
+async def portraits(order: PortraitsOrder, request: Request, service: ServiceOf, owner: Orderer) -> Response:
     """Make portraits of one person, given by photos or by an enrolled identity."""
     made = service.order(await _fields(order, service, owner))
     job = service.submit(made, order.deadline, order.previews if order.stream else 0)

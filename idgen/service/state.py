@@ -18,7 +18,7 @@ from idgen.registry import method, pipelines
 from idgen.request import Request as Order
 from idgen.service.errors import ApiError
 from idgen.service.identities import IdentityShelf
-from idgen.service.limits import Keys, RateLimit
+from idgen.service.limits import Keys, RateLimit, no_key
 from idgen.service.pictures import Pictures
 from idgen.service.settings import ServiceSettings
 
@@ -130,8 +130,7 @@ def caller(
     if service.keys:
         found = service.keys.owner(credentials.credentials) if credentials is not None else None
         if found is None:
-            message = "give an API key of this server: Authorization: Bearer KEY."
-            raise ApiError(401, message, "invalid_api_key", headers={"www-authenticate": "Bearer"})
+            raise no_key()
         owner = client = found
     if wait := service.rates.take(client):
         seconds = str(math.ceil(wait))
@@ -140,5 +139,12 @@ def caller(
     return owner
 
 
+def orderer(request: Request, owner: Annotated[str, Depends(caller)]) -> str:
+    """Like :func:`caller`, for routes that queue work: a full queue refuses before photos are decoded."""
+    service_of(request).engine.check_room()
+    return owner
+
+
 Caller = Annotated[str, Depends(caller)]
+Orderer = Annotated[str, Depends(orderer)]
 ServiceOf = Annotated[Service, Depends(service_of)]
