@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import idgen
-from idgen.batch.names import TEMPLATE, check_template, file_name, slug
+from idgen.batch.names import TEMPLATE, check_template, file_name, person_of, slug
 from idgen.batch.rows import read_rows
 from idgen.batch.sources import resolve
 
@@ -182,4 +182,7 @@ def test_templates_that_leave_the_folder_or_name_nothing_are_refused(template: s
 def test_names_of_people_become_names_of_files() -> None:
     values = {"row": 7, "line": 9, "pipeline": "a+b", "seed": 3, "image": 0, "id": "0" * 12}
     assert file_name(TEMPLATE, person="Ada L./../x", **values) == "00007-Ada_L._.._x-a+b-3.png"
+    assert person_of("Ada", "x.png") == "Ada" and person_of(None, ["/a/bob.jpg", "/a/2.jpg"]) == "bob"
+    assert person_of(None, "s3://b/people/ada/1.png") == "ada" and person_of(None, "C:\\ada\\2.png") == "ada"
+    assert person_of(None, None) == "nobody"
     assert slug("..") == "_" and len(slug("x" * 500)) == 60

@@ -45,8 +45,12 @@ def slug(text: str) -> str:
 
 
 def person_of(label: Any, who: Any) -> str:
-    """What to call a row's person: its label, else the first photo's name without its suffix."""
+    """What to call a row's person: its label, else the first photo's name without its suffix; for numbered photos such
+    as ``ada/1.png`` that of their folder."""
     if label is not None:
         return str(label)
     first = who[0] if isinstance(who, list | tuple) and who else who
-    return PurePosixPath(str(first).replace("\\", "/")).stem if isinstance(first, str) else "nobody"
+    if not isinstance(first, str):
+        return "nobody"
+    path = PurePosixPath(first.replace("\\", "/"))
+    return path.parent.name if path.stem.isdigit() and path.parent.name else path.stem
