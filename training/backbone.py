@@ -32,6 +32,7 @@ def scheduler() -> DDIMScheduler:
     return DDIMScheduler(
         num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
         rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True,
+        steps_offset=1,  # of no effect with "trailing", but diffusers warns about 0
     )  # fmt: skip
 
 

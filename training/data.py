@@ -118,5 +118,13 @@ def make(
     for split, index in tqdm([x for x in todo if x[1] % parts == part], desc="rendering", unit="shard"):
         path = shard_path(root, split, index)
         if not path.exists():
-            write_shard(render_shard(split, index, device=device, compiled=compiled), path)
+            try:
+                shard = render_shard(split, index, device=device, compiled=compiled)
+            except Exception as error:
+                if not compiled:
+                    raise
+                tqdm.write(f"cannot compile the renderer here ({type(error).__name__}): going on without, slower")
+                compiled = False
+                shard = render_shard(split, index, device=device)
+            write_shard(shard, path)
         yield path
