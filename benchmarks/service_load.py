@@ -39,10 +39,11 @@ sys.path.insert(0, str(ROOT))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="mini" if has_mini() else None, help="None: the tiny test models")
-    parser.add_argument("--pipeline", default="text-to-image")
+    parser.add_argument("--pipeline", default="ip-adapter-faceid-plusv2" if has_mini() else "text-to-image")
+    parser.add_argument("--photos", type=Path, nargs="*", help="people to enrol; mini: those of examples/")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--size", type=int, default=64, help="pixels a side")
+    parser.add_argument("--size", type=int, default=128 if has_mini() else 64, help="pixels a side")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--requests", type=int, default=500, help="for each of the two servers")
@@ -52,6 +53,8 @@ def main() -> None:
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
+    if options.photos is None:
+        options.photos = sorted(ROOT.glob("examples/*/1.png")) if options.base == "mini" else []
     report = asyncio.run(measure(options))
     out = options.out or ROOT / "benchmarks/results" / f"service-{options.device.split(':')[0]}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +100,7 @@ class Side:
     worst: int = 0
     memory: list[int] = field(default_factory=list)
     references: dict[int, np.ndarray] = field(default_factory=dict)
+    people: list[str] = field(default_factory=list)
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -113,6 +117,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 sides.append(Side(name, f"http://127.0.0.1:{port}", process))
             for side in sides:
                 await ready(side)
+                await enrol(side, options)
                 await references(side, options)
             each = options.requests // options.rounds
             for number in range(options.rounds):
@@ -125,7 +130,11 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     speeds = [reports[side.name]["images_per_second"] for side in sides]
     return {
         "machine": about(options),
-        "order": {name: getattr(options, name) for name in ("pipeline", "size", "steps")} | {"base": str(options.base)},
+        "order": {
+            **{name: getattr(options, name) for name in ("pipeline", "size", "steps")},
+            "base": options.base or "tiny test models",
+            "people": len(options.photos),
+        },
         "load": {name: getattr(options, name) for name in ("clients", "requests", "leavers", "queue", "max_batch")},
         "speedup_by_batching": round(speeds[0] / speeds[1], 2),
         **reports,
@@ -157,9 +166,18 @@ async def ready(side: Side) -> None:
     raise SystemExit(f"the server {side.name!r} did not start")
 
 
-def order(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+async def enrol(side: Side, options: argparse.Namespace) -> None:
+    async with httpx.AsyncClient(trust_env=False, timeout=600) as client:
+        for photo in options.photos:
+            answer = await client.post(f"{side.url}/v1/identities", files={"photo": photo.read_bytes()})
+            side.people.append(answer.raise_for_status().json()["id"])
+
+
+def order(side: Side, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     size = {"width": options.size, "height": options.size}
-    return {"prompt": f"portrait {seed}", "pipeline": options.pipeline, "seed": seed, "steps": options.steps, **size}
+    who = {"identity": side.people[seed % len(side.people)]} if side.people else {}
+    prompt = f"a photo of a person, {('red', 'green', 'blue')[seed % 3]} background"
+    return {"prompt": prompt, "pipeline": options.pipeline, "seed": seed, "steps": options.steps, **size, **who}
 
 
 def decoded(answer: httpx.Response) -> np.ndarray:
@@ -171,7 +189,7 @@ async def references(side: Side, options: argparse.Namespace) -> None:
     """What each client's seed gives alone."""
     async with httpx.AsyncClient(trust_env=False, timeout=600) as client:
         for seed in range(options.clients):
-            answer = await client.post(f"{side.url}/v1/portraits", json=order(options, seed))
+            answer = await client.post(f"{side.url}/v1/portraits", json=order(side, options, seed))
             side.references[seed] = decoded(answer.raise_for_status())
 
 
@@ -191,7 +209,7 @@ async def visit(side: Side, options: argparse.Namespace, seed: int, left: list[i
         while left[0] > 0:
             left[0] -= 1
             started = time.perf_counter()
-            while (answer := await client.post(f"{side.url}/v1/portraits", json=order(options, seed))).is_error:
+            while (answer := await client.post(f"{side.url}/v1/portraits", json=order(side, options, seed))).is_error:
                 if answer.status_code != 429:
                     raise SystemExit(f"{answer.status_code}: {answer.text}")
                 side.refused += 1
@@ -211,7 +229,7 @@ def check(side: Side, seed: int, answer: httpx.Response) -> None:
 async def leave(side: Side, options: argparse.Namespace, number: int) -> None:
     """Order something long, and go."""
     await asyncio.sleep(random.uniform(0, 2))
-    long = {**order(options, number), "steps": 150}
+    long = {**order(side, options, number), "steps": 150}
     async with httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(30, read=random.uniform(0.1, 1))) as client:
         try:
             while (await client.post(f"{side.url}/v1/portraits", json=long)).status_code == 429:

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests import tiny
+from idgen.faces import FaceExtractor
+from tests import facepacks, tiny
 from tests.serving import FACEID, PLAIN, Running, photo, picture, png, running, same, wait_until
 
 ORDER = {"prompt": "an astronaut", "pipeline": PLAIN, "seed": 5, **tiny.SMALL}
@@ -109,6 +110,15 @@ def test_an_identity_is_enrolled_listed_used_and_forgotten(client: httpx.Client)
     gone = client.post("/v1/portraits", json={**ORDER, "identity": identity})
     assert (gone.status_code, gone.json()["error"]["param"]) == (404, "identity")
     assert client.delete(f"/v1/identities/{identity}").status_code == 404
+
+
+def test_a_person_is_enrolled_for_the_recognisers_of_all_pipelines(tmp_path: Path) -> None:
+    with running(tmp_path) as server, server.client() as client:
+        pack = facepacks.pack(tmp_path / "other")
+        other = facepacks.recogniser(tmp_path / "other-recogniser.onnx", seed=1)
+        server.engine.pipeline(PLAIN).extractor = FaceExtractor(pack, other)
+        made = client.post("/v1/identities", files={"photo": photo()}).json()
+    assert made["recognisers"] == ["rec", "other-recogniser"]
 
 
 def test_health_readiness_and_metrics_tell_the_truth(client: httpx.Client, server: Running) -> None:

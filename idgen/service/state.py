@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from idgen.engine import Engine, Job
-from idgen.errors import BadRequest, IdgenError
+from idgen.errors import BadRequest, IdgenError, WeightsMissing
 from idgen.faces import FaceExtractor
 from idgen.registry import method, pipelines
 from idgen.request import Request as Order
@@ -90,10 +91,19 @@ class Service:
         return self.engine.submit(order, deadline=min(deadline or limit, limit), preview_every=preview_every)
 
     def extractors(self) -> list[FaceExtractor]:
-        """One for each recogniser that the resident pipelines use; loads one when there is none yet."""
-        from idgen.api import default_extractor
+        """One for each recogniser that the pipelines served here were trained on, as far as their weights are here.
 
-        found = {p.extractor.recogniser_name: p.extractor for p in self.engine.loaded() if p.extractor is not None}
+        An embedding by one recogniser means nothing to the pipelines of another, so a person is enrolled with all.
+        """
+        from idgen.api import default_extractor, extractor_for
+
+        loaded = self.engine.loaded()
+        found = {p.extractor.recogniser_name: p.extractor for p in loaded if p.extractor is not None}
+        for name in [part for given in self.names() for part in given.split("+")] if loaded else []:
+            if name != "auto" and method(name).recogniser:
+                with contextlib.suppress(WeightsMissing):
+                    extractor = extractor_for(method(name), loaded[0].backbone)
+                    found.setdefault(extractor.recogniser_name, extractor)
         return list(found.values()) or [default_extractor()]
 
     def load(self) -> None:
