@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from idgen.faces import FaceExtractor
 
 MAX_UPLOAD = "30mb"
-SWEEP = (600, 3600)
-"""Every ten minutes Gradio's copies of files older than an hour are deleted (seconds)."""
+SWEEP = (600, 7200)
+"""Every ten minutes Gradio's copies of files older than two hours are deleted (seconds). A page's own folder goes when
+it is left; but of these copies pages with equal files share one."""
 
 
 def build(

@@ -31,7 +31,7 @@ def compare_tab(page: Page, tab: gr.Tab, create: Create) -> None:
         prompt = gr.Textbox(label="Prompt", elem_id="compare-prompt", scale=4, min_width=240)
         style = gr.Dropdown(list(styles()), label="Style", elem_id="compare-style", scale=2, min_width=140)
         seed = gr.Number(label="Seed", precision=0, minimum=0, elem_id="compare-seed", scale=2, min_width=140)
-        steps = gr.Slider(0, 100, 0, step=1, label="Steps", info="0: each pipeline's own", scale=2, min_width=180)
+        steps = gr.Slider(0, 100, 0, step=1, label="Steps (0: own)", scale=2, min_width=200)
     which = gr.CheckboxGroup(names, value=names, label="Pipelines", elem_id="compare-pipelines")
     with gr.Row():
         go = gr.Button("Compare", variant="primary", elem_id="compare", size="lg", scale=3)

@@ -141,7 +141,7 @@ def create_tab(page: Page) -> Create:
             shot = chosen(session)
             if not any(offer.name == "instantid" for offer in page.ready):
                 offer = page.offer("instantid")
-                raise BadRequest(f"only InstantID takes a pose, and its weights are missing: {offer.cure}", "pose")
+                raise BadRequest(f"only InstantID takes a pose, and it cannot run here: {offer.cure}", "pose")
         gr.Info("InstantID will place the face as in this portrait. Press Generate.")
         return {
             fields["pose"]: str(shot.file),

@@ -22,14 +22,16 @@ class Offer:
     description: str
     ready: bool
     lacking: tuple[str, ...]
-    """manifest entries to get before it can run; empty when it is ready, or cannot run on this base at all"""
+    """manifest entries to get before it can run; empty when it is ready, or is not offered here at all"""
     wants_person: bool
     takes_prompt: bool
     defaults: Defaults
 
     @property
     def cure(self) -> str:
-        """The command that makes it ready."""
+        """The command that makes it ready, or what stands in its place."""
+        if not self.lacking:
+            return "it is not offered here"
         return f"idgen weights pull {' '.join(self.lacking)} --accept-licence"
 
 

@@ -71,8 +71,7 @@ def person(sittings: Sequence[Sitting], offer: Offer) -> Any:
 def make_request(sittings: Sequence[Sitting], offer: Offer, engine: Engine, wanted: Settings) -> Request:
     """A validated request. May load the pipeline, whose base decides what a size preset means in pixels."""
     if not offer.ready:
-        cure = f" Get it with: {offer.cure}" if offer.lacking else ""
-        raise BadRequest(f"{offer.name} cannot run here: its weights are missing.{cure}", "pipeline")
+        raise BadRequest(f"{offer.name} cannot run here: {offer.cure}", "pipeline")
     who = person(sittings, offer)
     style = styles().get(wanted.style) or next(iter(styles().values()))
     prompt, negative = style.apply(wanted.prompt, wanted.negative)

@@ -99,7 +99,8 @@ def person_panel(page: Page) -> None:
             buttons=[],
         )
     gr.Markdown(
-        "Photos stay in this page's session on the server and are deleted when you leave.", elem_classes="idgen-note"
+        "Only this page sees your photos and portraits. They leave the server within two hours.",
+        elem_classes="idgen-note",
     )
 
     def changed(session: Session, photos: list[Any] | None) -> Iterator[tuple[Any, ...]]:

@@ -98,7 +98,7 @@ def missing(offers: Sequence[Offer]) -> str:
     """The pipelines that cannot run here, and what each lacks."""
     rows = "".join(
         f"<li><b>{escape(offer.name)}</b><span>{escape(offer.description)}</span>"
-        + (f"<code>{escape(offer.cure)}</code>" if offer.lacking else "<span>does not run on this base</span>")
+        + (f"<code>{escape(offer.cure)}</code>" if offer.lacking else f"<span>{escape(offer.cure)}</span>")
         + "</li>"
         for offer in offers
         if not offer.ready
@@ -106,8 +106,8 @@ def missing(offers: Sequence[Offer]) -> str:
     count = sum(not offer.ready for offer in offers)
     if not count:
         return ""
-    plural = "pipelines need" if count > 1 else "pipeline needs"
-    return f'<details class="idgen-missing"><summary>{count} more {plural} weights</summary><ul>{rows}</ul></details>'
+    words = f"{count} more pipeline{'s' if count > 1 else ''}, and what each lacks"
+    return f'<details class="idgen-missing"><summary>{words}</summary><ul>{rows}</ul></details>'
 
 
 def comparison(rows: Sequence[tuple[str, float | None, float | None, str]]) -> str:

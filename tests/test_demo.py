@@ -22,6 +22,7 @@ from idgen.engine import Engine
 from idgen.errors import BadImage, BadRequest, NoFaceFound, WeightsMissing
 from idgen.portrait import Portrait
 from idgen.request import Request
+from idgen.weights.store import Store
 from tests import tiny
 from tests.demo_site import PEOPLE, READY, Site, site
 
@@ -83,8 +84,8 @@ def test_size_presets_keep_ratio_and_area(side: int) -> None:
 def test_offers_say_what_is_lacking() -> None:
     made = offers(ready=[PIPELINE])
     assert made[0].name == PIPELINE and made[0].ready and not made[0].lacking
-    instantid = next(each for each in made if each.name == "instantid")
-    assert not instantid.ready and "instantid" in instantid.cure and instantid.cure.startswith("idgen weights pull")
+    lacking = next(each for each in made if each.name == "ip-adapter-plus")
+    assert not lacking.ready and "ip-adapter-plus" in lacking.cure and lacking.cure.startswith("idgen weights pull")
     assert not next(each for each in made if each.name == "text-to-image").wants_person
     assert not next(each for each in made if each.name == "arc2face").takes_prompt
     html = panels.missing(made)
@@ -129,7 +130,7 @@ def test_requests_from_the_page(extractor: Any, engine: Engine) -> None:
     assert make_request(sittings, offer("instantid"), engine, posed).pose == "pose.png"
     assert make_request(sittings, offer(), engine, posed).pose is None
     with pytest.raises(BadRequest, match="idgen weights pull"):
-        make_request(sittings, offer("arc2face"), engine, settings())
+        make_request(sittings, offer("ip-adapter-plus"), engine, settings())
 
 
 def test_photos_without_a_face(extractor: Any) -> None:
@@ -265,7 +266,8 @@ def test_a_batch_can_be_cancelled(engine: Engine, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def server(extractor: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     pytest.importorskip("gradio")
-    with site(tmp_path_factory.mktemp("demo")) as running:
+    with pytest.MonkeyPatch.context() as patch, site(tmp_path_factory.mktemp("demo")) as running:
+        patch.setenv("IDGEN_HOME", str(tmp_path_factory.mktemp("home")))
         yield running
 
 
@@ -286,6 +288,7 @@ def test_gradio_client(server: Site) -> None:
     portraits = next(part["value"] for part in result if isinstance(part, dict) and isinstance(part.get("value"), list))
     assert len(portraits) == 2 and all(Path(each["image"]).is_file() for each in portraits)
     assert [each["caption"].split()[-1] for each in portraits] == ["5", "6"]
+    assert not list((Store().root / "inputs").glob("*")), "the demo keeps its visitors' faces"
     with pytest.raises(Exception, match="needs a photo"):
         client.predict(photos=[], prompt="x", pipeline="instantid", pose=None, seed=1, api_name="/generate")
     endpoints = set(client.view_api(return_format="dict")["named_endpoints"])
