@@ -60,6 +60,7 @@ class Denoiser:
         if self.conditioning.reference is not None:
             self._record_reference(bank)
         bank.prepare(self.context)
+        self._prepare_masks()
         if self.levers.run_lean:
             stack.enter_context(LeanBlocks(self.unet))
             if self.added is not None:
@@ -70,12 +71,23 @@ class Denoiser:
             if bool((branch.scale != 0).any()):
                 self._runs.append((branch, stack.enter_context(self._control_run(branch))))
 
+    def _prepare_masks(self) -> None:
+        """Regions at every resolution of the UNet, beforehand: a compiled model must find them at its first call."""
+        height, width = self.like.shape[-2:]
+        for _ in self.unet.down_blocks:
+            for index, stream in enumerate(self.state.streams):
+                if stream.region is not None:
+                    self.state.mask(index, stream, height * width)
+            height, width = (height + 1) // 2, (width + 1) // 2
+
     def __exit__(self, *_: object) -> None:
         self._stack.close()
         self._runs.clear()
 
     def __call__(self, x: Tensor, t: Tensor, step: int, steps: int) -> Tensor:
         """The UNet's output for the model input (B, c, h, w) at step ``step`` of ``steps``: (R, c, h, w)."""
+        if self.levers.compile == "full":
+            torch.compiler.cudagraph_mark_step_begin()
         rows = torch.cat([x, x]) if self.guided else x
         for stream, tokens in zip(self.state.streams, self.conditioning.streams):
             stream.active = tokens.start <= step / steps and (step + 1) / steps <= tokens.end
@@ -90,7 +102,9 @@ class Denoiser:
                 "down_block_additional_residuals": self.residuals[0],
                 "mid_block_additional_residual": self.residuals[1],
             }
-        return self.unet(rows, t, self.context, added_cond_kwargs=self.added, return_dict=False, **extra)[0]
+        eps = self.unet(rows, t, self.context, added_cond_kwargs=self.added, return_dict=False, **extra)[0]
+        # The next replay of a CUDA graph writes over the last one's output; a callback may keep it.
+        return eps.clone() if self.levers.compile == "full" else eps
 
     def _control(self, rows: Tensor, t: Tensor, step: int, steps: int) -> Residuals | None:
         total: Residuals | None = None

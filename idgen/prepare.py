@@ -40,7 +40,7 @@ def networks_of(methods: list[Any]) -> list[Any]:
     return [network for network in found if isinstance(network, nn.Module)]
 
 
-def compile_model(model: Any, kind: str) -> None:
+def compile_model(model: Any, kind: str, backend: str = "inductor") -> None:
     """torch.compile, once for a model.
 
     ``"regional"`` compiles the transformer block, of which SDXL has 70: one compilation serves all. ``"full"`` compiles
@@ -54,14 +54,14 @@ def compile_model(model: Any, kind: str) -> None:
     # One entry for each picture size and each set of active streams; the default of 8 would silently go back to eager.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     if kind == "full":
-        on_gpu = next(model.parameters()).is_cuda
-        model.compile(mode="max-autotune-no-cudagraphs" if not on_gpu else "reduce-overhead", dynamic=False)
+        graphs = backend == "inductor" and next(model.parameters()).is_cuda
+        model.compile(backend=backend, mode="reduce-overhead" if graphs else None, dynamic=False)
     else:
         from diffusers.models.attention import BasicTransformerBlock
 
         for block in model.modules():
             if type(block) is BasicTransformerBlock:
-                block.compile(dynamic=False)
+                block.compile(backend=backend, dynamic=False)
     model._idgen_compiled = kind
 
 

@@ -48,10 +48,17 @@ class Levers:
             if not 0 <= getattr(self, name) <= 1:
                 raise BadRequest(f"{name} is {getattr(self, name)}; it is a share of the steps, 0 to 1.", name)
         if self.cache_every < 1:
-            raise BadRequest(f"cache_every is {self.cache_every}; it counts steps, 1 or more (1: no caching).", name)
+            raise BadRequest(f"cache_every is {self.cache_every}; it counts steps, 1 or more.", "cache_every")
         for name, allowed in (("compile", COMPILE), ("quantise", QUANTISE)):
             if getattr(self, name) not in allowed:
                 raise BadRequest(f"{name} is {getattr(self, name)!r}; choose one of {_list(allowed)}.", name)
+
+        if self.compile == "full" and self.cache_every > 1:
+            raise BadRequest(
+                "compile='full' keeps a CUDA graph of the whole network, which cannot skip blocks: "
+                "use compile='regional' with cache_every.",
+                "compile",
+            )
 
     @property
     def exact(self) -> bool:

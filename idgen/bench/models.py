@@ -51,6 +51,7 @@ SIZES = {
     for size in (
         # Test size: no more than runs in a second.
         Size("nano", (16, 16, 32), (0, 1, 1), 16, 48, 32, 8, (8, 8, 8, 8), groups=8, time=8),
+        Size("nano15", (16, 16, 32), (1, 1, 0), 2, 48, 0, 8, (8, 8, 8, 8), 4, groups=8),
         # The two CPU sizes: the same number of operations as SDXL, all of it overhead; and some arithmetic as well.
         Size("overhead", (32, 64, 128), (0, 2, 10), 16, 208, 128, 8, (8, 16, 32, 64), time=32),
         Size("small", (64, 128, 256), (0, 2, 10), 32, 416, 256, 32, (16, 32, 96, 256), time=64),
