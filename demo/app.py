@@ -1,4 +1,4 @@
-"""The web demo: ``idgen demo``, a hub Space, or mounted into the HTTP service.
+"""The web demo: ``idgen demo``, a hub Space (``space.py``), or mounted into the HTTP service.
 
 >>> build(engine)                       # gradio.Blocks
 >>> mount(fastapi_app, engine)          # the same at a path of another app
@@ -9,18 +9,12 @@ Models are loaded when the first portrait is asked for, so that the page is ther
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Collection
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 # People upload photos of themselves here; Gradio reports usage to its makers unless told otherwise.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
-if find_spec("idgen") is None:  # a hub Space runs this file from a clone, where nothing is installed
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import gradio as gr
 
@@ -143,10 +137,7 @@ def launch(
 
 
 def main() -> None:
-    """Run as a hub Space or as ``python demo/app.py``: all settings from the environment.
-
-    ``IDGEN_DEMO_BASE`` names the base; a Space sets ``GRADIO_SERVER_NAME`` itself.
-    """
+    """Run with settings from the environment, as a hub Space does: ``IDGEN_DEMO_BASE`` names the base."""
     from idgen.engine import Engine
 
     base = os.environ.get("IDGEN_DEMO_BASE") or None

@@ -100,7 +100,7 @@ def compare_tab(page: Page, tab: gr.Tab, create: Create) -> None:
                     rows.append((name, made[0].portrait.likeness, work.seconds, ""))
                     items = [
                         (
-                            str(shot.file),
+                            session.path(shot),
                             f"{shot.request.pipeline} · {likeness(shot.portrait.likeness)} · {shot.seconds:.1f} s",
                         )
                         for shot in shots

@@ -64,11 +64,11 @@ def create_tab(page: Page) -> Create:
         return {
             facts: panels.details(shot),
             actions: gr.Row(visible=shot is not None),
-            save: gr.DownloadButton(value=str(shot.file) if shot and shot.file.is_file() else None),
+            save: gr.DownloadButton(value=session.path(shot) if shot else None),
         }
 
     def results(session: Session) -> dict[Any, Any]:
-        items = [(str(shot.file), shot.caption) for shot in session.gallery]
+        items = [(session.path(shot), shot.caption) for shot in session.gallery]
         return {gallery: gr.Gallery(value=items, visible=bool(items), selected_index=None), **selection(session)}
 
     def run(session: Session, make: Callable[[], Request], label: str) -> Iterator[dict[Any, Any]]:
@@ -88,7 +88,8 @@ def create_tab(page: Page) -> Create:
         except gr.Error:
             yield {status: panels.finished("That did not work; the message says why.", "failed"), **rest}
             raise
-        yield {status: work.summary, fields["seed"]: request.seed, **rest, **results(session)}
+        shown = results(session) if work.portraits else {}  # the page may be gone: write no files for it
+        yield {status: work.summary, fields["seed"]: request.seed, **rest, **shown}
 
     def generate(
         session: Session,
@@ -144,7 +145,7 @@ def create_tab(page: Page) -> Create:
                 raise BadRequest(f"only InstantID takes a pose, and it cannot run here: {offer.cure}", "pose")
         gr.Info("InstantID will place the face as in this portrait. Press Generate.")
         return {
-            fields["pose"]: str(shot.file),
+            fields["pose"]: session.path(shot),
             fields["pipeline"]: "instantid",
             advanced: gr.Accordion(open=True),
         }

@@ -33,6 +33,7 @@ class Sitting:
     """Why there are no faces."""
     shown: tuple[int, int] = (1, 1)
     """Size of the picture that :meth:`drawn` returned last."""
+    _alone: tuple[int, Image.Image] | None = None
 
     @classmethod
     def open(cls, path: str, extractor: FaceExtractor) -> Sitting:
@@ -85,6 +86,11 @@ class Sitting:
         """
         if len(self.faces) < 2:
             return self.photo
+        if self._alone is None or self._alone[0] != self.pick:  # kept, for every portrait's request refers to it
+            self._alone = self.pick, self._isolated()
+        return self._alone[1]
+
+    def _isolated(self) -> Image.Image:
         mask = Image.new("L", self.photo.size, 0)
         draw = ImageDraw.Draw(mask)
         for i, face in enumerate(self.faces):

@@ -22,12 +22,13 @@ KEPT = 100
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """A portrait together with the request that makes it again, and the PNG that carries its provenance."""
+    """A portrait together with the request that makes it again. :meth:`Session.path` gives its PNG."""
 
     portrait: Portrait
     request: Request
     seconds: float
-    file: Path
+    name: str
+    """of its file"""
 
     @property
     def caption(self) -> str:
@@ -113,18 +114,27 @@ class Session:
             job.cancel()
 
     def keep(self, portraits: list[Portrait], request: Request, seconds: float) -> list[Shot]:
-        """Save portraits as PNGs with their provenance and remember them. ``seconds`` is for all of them together."""
+        """Remember portraits. ``seconds`` is for all of them together."""
         made = []
         for portrait in portraits:
             name = f"idgen-{request.pipeline}-{portrait.seed}-{next(self._names)}.png"
-            file = portrait.save(self.folder / name)
             again = request.change(n=1, seed=portrait.seed)
-            made.append(Shot(portrait, again, seconds / len(portraits), file))
+            made.append(Shot(portrait, again, seconds / len(portraits), name))
         self.shots += made
         for old in self.shots[:-KEPT]:
-            old.file.unlink(missing_ok=True)
+            (self.folder / old.name).unlink(missing_ok=True)
         del self.shots[:-KEPT]
         return made
+
+    def path(self, shot: Shot) -> str:
+        """The portrait's PNG with its provenance, written when it is first asked for.
+
+        And again after the files were removed because the browser seemed gone: phones come and go.
+        """
+        file = self.folder / shot.name
+        if not file.is_file():
+            shot.portrait.save(file)
+        return str(file)
 
     def forget(self) -> None:
         """Remove every portrait and file of this page."""

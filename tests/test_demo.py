@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from idgen.demo.session import KEPT, Session, Shot
 from idgen.demo.styles import SIZES, pixels, styles
 from idgen.engine import Engine
 from idgen.errors import BadImage, BadRequest, NoFaceFound, WeightsMissing
-from idgen.portrait import Portrait
+from idgen.portrait import Portrait, read_metadata
 from idgen.request import Request
 from idgen.weights.store import Store
 from tests import tiny
@@ -145,14 +147,17 @@ def test_photos_without_a_face(extractor: Any) -> None:
 def test_sessions_share_nothing_and_leave_nothing() -> None:
     first = Session()
     second = copy.deepcopy(first)
-    first.keep([portrait()], Request.create(pipeline=PIPELINE, seed=1), 1.0)
+    (shot,) = first.keep([portrait()], Request.create(pipeline=PIPELINE, seed=1), 1.0)
+    assert read_metadata(first.path(shot))["seed"] == 1
     assert second.shots == [] and copy.deepcopy(first).shots == []
     folder = first.folder
     assert list(folder.glob("*.png")) and second.folder != folder
     first.leave()
     assert not folder.exists() and len(first.shots) == 1
+    assert Path(first.path(shot)).is_file(), "a page that comes back finds its portraits"
+    folder = first.folder
     first.close()
-    assert first.shots == [] and first.cancelled
+    assert first.shots == [] and first.cancelled and not folder.exists()
     second.close()
 
 
@@ -160,7 +165,8 @@ def test_old_portraits_are_forgotten() -> None:
     session = Session()
     request = Request.create(pipeline=PIPELINE, seed=0)
     for seed in range(KEPT + 3):
-        session.keep([portrait(seed)], request, 1.0)
+        for shot in session.keep([portrait(seed)], request, 1.0):
+            session.path(shot)
     assert len(session.shots) == KEPT and session.shots[0].portrait.seed == 3
     assert len(list(session.folder.glob("*.png"))) == KEPT
     session.close()
@@ -183,7 +189,7 @@ def test_cancel_reaches_jobs_that_come_later() -> None:
 
 
 def test_variations_start_from_the_portrait() -> None:
-    shot = Shot(portrait(), Request.create(pipeline=PIPELINE, seed=1), 1.0, Path("x.png"))
+    shot = Shot(portrait(), Request.create(pipeline=PIPELINE, seed=1), 1.0, "x.png")
     request = variation(shot, 3)
     assert request.image is shot.portrait.image and (request.width, request.height) == (64, 80)
     assert request.n == 3 and 0 < request.strength < 1
@@ -195,7 +201,7 @@ def test_what_people_write_is_escaped() -> None:
         Portrait(Image.new("RGB", (8, 8)), 1, None, evil, {"request": {"prompt": evil, "pipeline": evil}}),
         Request.create(pipeline=PIPELINE, seed=1),
         1.0,
-        Path("x.png"),
+        "x.png",
     )
     record = {"row": 1, "line": 1, "file": None, "error": evil}
     for html in (
@@ -296,7 +302,16 @@ def test_gradio_client(server: Site) -> None:
     assert READY is None or "instantid" in READY
 
 
-def test_the_space_is_described() -> None:
+def test_the_space_runs_from_a_clone() -> None:
     text = (PEOPLE.parent / "README.md").read_text(encoding="utf-8")
     front = text.split("---")[1]
-    assert "sdk: gradio" in front and "app_file: demo/app.py" in front
+    assert "sdk: gradio" in front and "app_file: demo/space.py" in front
+    # Without the installed package: only the standard library's and the site's paths, and none of idgen's finders.
+    code = (
+        "import runpy, sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()];"
+        "sys.path = [p for p in sys.path if 'editable' not in p and p not in ('', ROOT)];"
+        "runpy.run_path(ROOT + '/demo/space.py')['prepare'](); import idgen.engine; assert idgen.__path__[-1] == ROOT;"
+        "from idgen.demo.app import build; build(idgen.engine.Engine())"
+    )
+    root = str(PEOPLE.parent.parent)
+    subprocess.run([sys.executable, "-c", f"ROOT = {root!r}; {code}"], check=True, cwd=PEOPLE, timeout=100)
