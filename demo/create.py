@@ -18,6 +18,13 @@ from idgen.demo.work import Run, toasts
 from idgen.errors import BadRequest
 from idgen.request import Request
 
+IDEAS = {
+    "red hat": ("a person smiling, wearing a red hat, blue background", "Studio photo"),
+    "comic laugh": ("a person laughing, yellow background", "Comic book"),
+    "in oil": ("a person looking left, warm light, black background", "Oil painting"),
+    "in marble": ("a person with closed eyes", "Marble statue"),
+}
+"""Prompts and styles to start from; mini understands all of them."""
 SCROLL = "() => { if (innerWidth < 900) document.getElementById('status').scrollIntoView({behavior: 'smooth'}) }"
 """On a phone the pictures are far below the button."""
 
@@ -185,6 +192,16 @@ def _controls(page: Page) -> tuple[dict[str, Any], gr.Button, gr.Button, gr.Acco
         info=_prompt_info(first),
     )
     fields["style"] = gr.Radio(list(styles()), value=next(iter(styles())), label="Style", elem_id="style")
+    gr.Examples(
+        [list(idea) for idea in IDEAS.values()],
+        [fields["prompt"], fields["style"]],
+        label="Ideas",
+        elem_id="ideas",
+        example_labels=list(IDEAS),
+        preload=False,
+        cache_examples=False,
+        api_visibility="private",
+    )
     fields["pipeline"] = gr.Radio(
         [(f"{offer.name} — {offer.description}", offer.name) for offer in ready],
         value=first.name if ready else None,

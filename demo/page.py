@@ -67,6 +67,7 @@ def person_panel(page: Page) -> None:
         file_types=["image"],
         interactive=True,
         columns=3,
+        fit_columns=False,
         height=230,
         object_fit="cover",
         buttons=[],

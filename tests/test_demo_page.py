@@ -113,6 +113,8 @@ def test_from_photo_to_portraits(visit: Visit, server: Site) -> None:
     page.wait_for_function("old => document.querySelector('#faces img').src !== old", arg=before)
 
     server.pause, server.requests[:] = 0.08, []
+    page.get_by_text("red hat", exact=True).click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value.includes('red hat')")
     page.locator("#prompt textarea").fill("a person smiling, blue background")
     page.locator("#style").get_by_text("Oil painting").click()
     page.locator("#generate").click()
