@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,8 @@ class Backbone:
             offload: ``None``, ``"model"`` (whole modules wait on the CPU) or ``"sequential"`` (layer by layer; slow,
                 smallest). Both need a GPU.
             vae_slicing, vae_tiling: decode image by image, or tile by tile, for small cards.
-            config: for a single file, a diffusers folder that describes the architecture; ``None`` takes diffusers'
-                description from the hub.
+            config: for a single file, a diffusers folder of the same family, for its architecture, tokenizers and
+                scheduler; ``None`` takes the public base of the store, else that base's description from the hub.
         Raises:
             WeightsMissing, BadWeights, BadRequest: nothing there; not a base model; a setting is out of its bounds.
         """
@@ -307,6 +308,8 @@ def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None)
     import diffusers
     from safetensors import safe_open
 
+    from idgen.single_file import family_of, read_models
+
     try:
         with safe_open(path, "pt") as file:
             keys = set(file.keys())
@@ -314,23 +317,55 @@ def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None)
         raise BadWeights(f"{path} is damaged or no safetensors file ({_first_line(error)}).") from None
     if not any(key.startswith("model.diffusion_model.") for key in keys):
         raise BadWeights(f"{path} is no base model: it has no key that begins with 'model.diffusion_model.'.")
-    xl = any(key.startswith("conditioner.embedders.1.") for key in keys)
-    cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
-    options: dict[str, Any] = dtype_option(dtype)
-    if config is not None:
-        options |= {"config": str(config), "local_files_only": True}
-    if not xl:
-        options["safety_checker"] = None
+    family = family_of(keys)
+    if family is None:
+        raise BadWeights(f"{path} lacks the text encoders of SDXL and SD1.5; idgen needs a whole base of either kind.")
+    folder = _description(path, family, config)
     with _quiet():
         try:
-            return cls.from_single_file(str(path), **options)
-        except OSError as error:
-            raise WeightsMissing(
-                f"{path.name} is there, but diffusers' description of its architecture is not ({_first_line(error)}). "
-                "Connect once to the hub, or give a diffusers folder of the same base as config=."
+            models = read_models(path, folder, family, dtype)
+            # Weights of the folder are not read: what is passed in is not loaded; tokenizers and scheduler are.
+            return diffusers.DiffusionPipeline.from_pretrained(
+                str(folder), **models, safety_checker=None, feature_extractor=None, local_files_only=True
+            )
+        except IdgenError:
+            raise
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise BadWeights(
+                f"{path} cannot be loaded with the description in {folder} ({_first_line(error)})."
             ) from None
-        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-            raise BadWeights(f"{path} is not a usable base model ({_first_line(error)}).") from None
+
+
+def _description(path: Path, family: str, config: str | Path | None) -> Path:
+    """A diffusers folder that describes the single file ``path``: ``config``, the store's public base, or the hub's."""
+    from idgen.locate import locate
+    from idgen.weights.fetch import fetch_hub
+    from idgen.weights.manifest import get_entry
+
+    if config is not None:
+        folder = Path(config)
+        try:
+            name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+        except OSError:
+            raise WeightsMissing(
+                f"there is no diffusers folder at {config}, given as config= for {path}: it has no model_index.json."
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise BadWeights(f"{folder / 'model_index.json'}, given for {path}, does not say what it is.") from None
+        if FAMILIES.get(name) != family:
+            raise BadWeights(f"{path} is an {family} base, but {config}, given as config=, describes a {name}.")
+        return folder
+    with suppress(IdgenError):
+        return locate(family)
+    entry = get_entry(family)
+    texts = replace(entry, files=tuple(name for name in entry.files if not name.endswith(".safetensors")))
+    try:
+        return fetch_hub(texts, entry.revision, force=False, progress=False).root
+    except WeightsMissing as error:
+        raise WeightsMissing(
+            f"{path} is there, but the description of its architecture is not: give a diffusers folder of an {family} "
+            f"base as config=, or run once with a network. {_first_line(error)}"
+        ) from None
 
 
 @contextmanager
