@@ -34,7 +34,7 @@ def batch_tab(page: Page) -> None:
             label="Prompt file",
             elem_id="batch-file",
             file_types=[".txt", ".csv", ".jsonl", ".yaml", ".yml"],
-            height=130,
+            height=160,
             min_width=240,
         )
         photos = gr.File(
@@ -42,7 +42,7 @@ def batch_tab(page: Page) -> None:
             elem_id="batch-photos",
             file_count="multiple",
             file_types=["image"],
-            height=130,
+            height=160,
             min_width=240,
         )
         pipeline = gr.Dropdown(

@@ -8,7 +8,7 @@ import gradio as gr
 
 from idgen.demo.create import Create
 from idgen.demo.page import QUIET, Page
-from idgen.demo.session import Session
+from idgen.demo.session import Session, likeness
 
 
 def history_tab(page: Page, tab: gr.Tab, tabs: gr.Tabs, create: Create) -> None:
@@ -33,7 +33,10 @@ def history_tab(page: Page, tab: gr.Tab, tabs: gr.Tabs, create: Create) -> None:
     clear = gr.Button("Delete everything", elem_id="clear", size="sm", variant="secondary")
 
     def listed(session: Session) -> tuple[Any, Any]:
-        items = [(session.path(shot), f"{shot.caption} · {shot.request.pipeline}") for shot in reversed(session.shots)]
+        items = [
+            (session.path(shot), f"{likeness(shot.portrait.likeness)} · {shot.request.pipeline}")
+            for shot in reversed(session.shots)
+        ]
         return gr.Gallery(value=items, visible=bool(items)), gr.Markdown(visible=not items)
 
     def reopen(session: Session, event: gr.SelectData) -> dict[Any, Any]:
