@@ -60,6 +60,10 @@ def export(run: Run, out: Path) -> dict[str, int]:
         from .export import export_all
 
         export_all(run.root, out / "faces")
+    for folder in out.glob("mini-*/tokenizer*"):
+        # transformers 5 writes tokenizer.json alone; version 4 and others look for CLIP's own two files.
+        for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+            shutil.copyfile(run.root / "tokenizer" / name, folder / name)
     return check_sizes(out)
 
 
