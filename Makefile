@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: portrait test lint clean
 
 portrait: .venv/.runs
-	$(BIN)/idgen generate examples/ada/1.png "an oil painting of a person smiling, wearing a red shirt, blue background" \
+	$(BIN)/idgen generate examples/ada/1.png "a photo of a person, smiling, wearing a red shirt, blue background" \
 		--seed 7 --out portrait.png
 
 test: .venv/.tests

@@ -9,13 +9,13 @@ from PIL import Image, ImageDraw, ImageFont
 import idgen
 
 ROOT = Path(__file__).parent.parent
-PEOPLE = ("ada", "cleo", "hugo")
+PEOPLE = ("ada", "cleo", "finn")
 PROMPTS = (
     "a photo of a person, smiling, wearing a red shirt, blue background",
     "a photo of a person, looking left, wearing a green shirt, yellow background",
     "a photo of a person, wearing glasses, wearing a white shirt, purple background",
     "a photo of a person, laughing, wearing a blue hat, orange background",
-    "an oil painting of a person, wearing a pink shirt, teal background",
+    "a pencil sketch of a person, smiling",
 )
 SIDE, TEXT, GAP = 192, 40, 6
 
