@@ -37,7 +37,7 @@ FIRST = 5
 def build_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A text encoder 512 wide, one layer: most of its weight is the width."""
     settings = config(tokenizer, hidden=EMBEDDING, layers=1, heads=8)
-    settings.intermediate_size = EMBEDDING
+    settings.intermediate_size = EMBEDDING // 2
     model = CLIPTextModel(settings)
     # mini-xl's text tokens are about 4 long per number and its identity tokens 1: start in the right range.
     gain = next(p for name, p in model.named_parameters() if name.endswith("final_layer_norm.weight"))

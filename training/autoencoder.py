@@ -36,7 +36,8 @@ class AutoencoderSize:
 
 
 CPU_SIZE = AutoencoderSize()
-CUDA_SIZE = AutoencoderSize(64, 64, (1, 2, 3, 3), (4, 3, 3, 1))
+CUDA_SIZE = AutoencoderSize(40, 48, (1, 1, 2, 3), (4, 3, 2, 1))
+"""Two blocks more at full resolution; larger, and the set would not fit into 60 MB: both backbones hold a copy."""
 
 
 def build(size: AutoencoderSize) -> AutoencoderTiny:
