@@ -44,7 +44,7 @@ class ControlRun:
         half: bool = False,
         lean: bool = True,
     ) -> None:
-        """image (R, 3, H, W) in 0..1, scale (R,), tokens (R, N, D) for the R rows of the UNet batch.
+        """image (R, 3, H, W) in 0..1, scale (R,) on any device, tokens (R, N, D) for the R rows of the UNet batch.
 
         Args:
             half: R is the conditional half only; the unconditional rows get no residuals.
@@ -54,12 +54,13 @@ class ControlRun:
         self.image = image
         self.tokens = tokens
         self.half = half
-        self.weights: list[Any] = [scale.view(-1, 1, 1, 1)]
-        if guess_mode:
-            last = _count_residuals(model) - 1
-            self.weights = [scale.view(-1, 1, 1, 1) * 10 ** (-1 + k / last) for k in range(last + 1)]
-        elif bool((scale == scale[0]).all()):
+        self.weights: list[Any]
+        if not guess_mode and bool((scale == scale[0]).all()):
             self.weights = [float(scale[0])]
+        else:
+            column = scale.view(-1, 1, 1, 1).to(image.device, image.dtype)
+            last = _count_residuals(model) - 1
+            self.weights = [column * 10 ** (-1 + k / last) for k in range(last + 1)] if guess_mode else [column]
         self.bank = AttentionBank(model, AttentionState(backend=backend, lean=lean))
         self._lean = lean
         self._embedding: nn.Module | None = None

@@ -148,7 +148,7 @@ class Denoiser:
         """In guess mode the branch acts on the conditional half only (ControlNet repository): 0 elsewhere."""
         half = self.guided and self.levers.structure_half
         twice = (lambda t: torch.cat([t, t])) if self.guided and not half else (lambda t: t)
-        scale = self._to(twice(branch.scale))
+        scale = twice(branch.scale).clone()
         if branch.guess_mode and self.guided and not half:
             scale[: len(branch.scale)] = 0
         if branch.positive is None:

@@ -93,3 +93,34 @@ def test_the_command_refuses_an_unknown_size_and_an_absent_gpu() -> None:
             continue
         result = CliRunner().invoke(app, arguments)
         assert isinstance(result.exception, BadRequest)
+
+
+def test_live_bytes_counts_what_is_alive_at_once_and_no_view_of_what_was_there() -> None:
+    from idgen.bench.memory import LiveBytes
+
+    before = torch.empty(1000, device="meta")
+    with LiveBytes([before]) as counter:
+        before.view(10, 100).t()
+        a = torch.empty(100, dtype=torch.float32, device="meta")
+        b = a + 1
+        del a
+        c = b * 2
+        assert counter.live == 800
+        del b, c
+    assert counter.peak == 800 and counter.live == 0
+
+
+def test_memory_is_computed_and_the_presets_fit_their_cards() -> None:
+    from idgen.bench.memory import card_peak, peaks
+    from idgen.errors import BadRequest
+    from idgen.small_cards import CARDS, card_settings
+
+    parts = peaks("nano", pixels=64)
+    assert parts["one_step"] > 0 and parts["unet"] > parts["identity_keys_and_values"] > 0
+    resident, offloaded = card_peak(parts), card_peak(parts, offload="model", vae_tiling=True)
+    assert offloaded <= resident
+    assert all(card.peak < size for presets in CARDS.values() for size, card in presets.items())
+    assert card_settings("instantid", 24) == CARDS["instantid"][16].settings
+    assert card_settings("ip-adapter-faceid", 10)["offload"] == "model"
+    with pytest.raises(BadRequest, match="8 GB"):
+        card_settings("instantid", 6)

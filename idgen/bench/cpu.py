@@ -7,6 +7,7 @@ small one has arithmetic as well.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,12 +83,12 @@ def approximations(workload: Workload, steps: int, rounds: int) -> list[dict[str
     reference = workload.ours(steps)
     chosen = {n: v for n, v in APPROXIMATE.items() if workload.kind == "instantid" or "IdentityNet" not in n}
     runs: dict[str, Callable[[], Any]] = {
-        name: (lambda levers=levers: workload.ours(steps, levers=levers)) for name, levers in chosen.items()
+        name: partial(workload.ours, steps, levers=levers) for name, levers in chosen.items()
     }
     if has_fast_bfloat16():
         half = Workload.make(workload.kind, workload.size, dtype="bfloat16")
         for name, levers in (("bfloat16", Levers()), ("bfloat16 and fast", PRESETS["fast"])):
-            runs[name] = lambda levers=levers: half.ours(steps, levers=levers)
+            runs[name] = partial(half.ours, steps, levers=levers)
         runs["bfloat16 and turbo"] = lambda: half.ours(steps, levers=PRESETS["turbo"])
     result = paired(lambda: baseline(steps), runs, rounds=rounds, warm=False)
     return [_row(workload, name, result, relative_error(run(), reference), steps) for name, run in runs.items()]

@@ -19,6 +19,8 @@ from idgen.bench.timing import Clock, paired, relative_error
 from idgen.bench.workloads import Workload
 from idgen.speed import Levers
 
+Runs = dict[str, Callable[[], Any]]
+
 TARGETS = {
     ("ip-adapter", "exact"): "ratio >= 1.7 and <= 1.05 s (stretch 0.90 s)",
     ("instantid", "exact"): "ratio >= 1.8 and <= 1.5 s (stretch 1.25 s)",
@@ -52,18 +54,18 @@ class Suite:
         """All parts, the targets' first."""
         machine = describe()
         for kind in ("ip-adapter", "instantid"):
-            self.part(f"{kind}: eager", 60, lambda kind=kind: self.eager(kind))
+            self.part(f"{kind}: eager", 60, partial(self.eager, kind))
         self.part("throughput", 60, self.throughput)
         self.part("stages, operations, memory", 30, lambda: parts.stages(self))
         for kind in ("ip-adapter", "instantid"):
             if self.compiled:
-                self.part(f"{kind}: compile regional", 60, lambda kind=kind: self.variants(kind, "regional"))
-            self.part(f"{kind}: fp8", 60, lambda kind=kind: self.fp8(kind))
+                self.part(f"{kind}: compile regional", 60, partial(self.variants, kind, "regional"))
+            self.part(f"{kind}: fp8", 60, partial(self.fp8, kind))
         self.part("growth with identities", 30, lambda: parts.growth(self))
         if self.compiled:
             self.part("recompilations", 40, lambda: parts.recompilations(self))
             for kind in ("ip-adapter", "instantid"):
-                self.part(f"{kind}: compile full", 120, lambda kind=kind: self.variants(kind, "full"))
+                self.part(f"{kind}: compile full", 120, partial(self.variants, kind, "full"))
             self.part("baseline compiled", 150, lambda: parts.compiled_baseline(self))
         self.part("sd15", 40, lambda: parts.sd15(self))
         return {
@@ -103,7 +105,7 @@ class Suite:
         levers = {"exact": Levers(), **parts.APPROXIMATE}
         if kind != "instantid":
             levers = {name: value for name, value in levers.items() if "IdentityNet" not in name}
-        runs = {name: lambda v=value: workload.ours(self.steps, levers=v) for name, value in levers.items()}
+        runs: Runs = {n: partial(workload.ours, self.steps, levers=v) for n, v in levers.items()}
         runs["8 steps without guidance"] = lambda: workload.ours(8, guidance=1.0)
         self.compare(kind, lambda: baseline(self.steps), runs, reference=lambda: workload.ours(self.steps))
 
@@ -121,7 +123,7 @@ class Suite:
         begin = time.monotonic()
         workload.ours(2, levers=next(iter(levers.values())))
         self.rows.append({"kind": kind, "variant": f"first picture, {how}", "s": time.monotonic() - begin})
-        runs = {name: lambda v=value: workload.ours(self.steps, levers=v) for name, value in levers.items()}
+        runs: Runs = {n: partial(workload.ours, self.steps, levers=v) for n, v in levers.items()}
         if how == "full":
             runs["8 steps without guidance, compile=full"] = lambda: workload.ours(
                 8, guidance=1.0, levers=Levers(compile=how)
@@ -136,7 +138,7 @@ class Suite:
         baseline = plain.baseline()
         levers = {f"{load.quantise}": load}
         levers[f"{load.quantise} and turbo"] = parts.APPROXIMATE["turbo"].at_load_of(load)
-        runs = {name: lambda v=value: workload.ours(self.steps, levers=v) for name, value in levers.items()}
+        runs: Runs = {n: partial(workload.ours, self.steps, levers=v) for n, v in levers.items()}
         self.compare(kind, lambda: baseline(self.steps), runs, reference=lambda: plain.ours(self.steps))
 
     def throughput(self) -> None:
@@ -153,9 +155,7 @@ class Suite:
             row |= {"images_s": 1000 * batch / best, "target": TARGETS.get(("ip-adapter", f"batch {batch}"))}
             self.rows.append(row | parts.peak_memory(self.device))
 
-    def compare(
-        self, kind: str, baseline: Callable[[], Any], runs: dict[str, Callable[[], Any]], reference: Callable[[], Any]
-    ) -> None:
+    def compare(self, kind: str, baseline: Callable[[], Any], runs: Runs, reference: Callable[[], Any]) -> None:
         """Interleaved, with errors against the exact eager path."""
         result = paired(baseline, runs, rounds=self.rounds, device=self.device)
         expected = reference()

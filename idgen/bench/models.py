@@ -126,7 +126,7 @@ def build(cls: Any, config: dict[str, Any], device: str, dtype: torch.dtype, see
     finally:
         torch.set_default_dtype(before)
     for weight in model.parameters():
-        if weight.ndim > 1 and not weight.any():
+        if weight.ndim > 1 and not weight.is_meta and not weight.any():
             nn.init.normal_(weight, std=0.02)
     return model.eval().requires_grad_(False)
 
@@ -140,6 +140,7 @@ def backbone(size: Size, device: str = "cpu", dtype: str = "float32", vae: bool 
     scheduler = diffusers.EulerDiscreteScheduler(**SCHEDULER)
     parts: dict[str, Any] = {"unet": unet, "scheduler": scheduler, "text_encoder": None, "tokenizer": None}
     parts["vae"] = build(diffusers.AutoencoderKL, _vae_config(size, tiny=not vae), device, number)
+    cls: Any
     if size.pooled:
         cls, family = diffusers.StableDiffusionXLPipeline, "sdxl"
         parts |= {"text_encoder_2": None, "tokenizer_2": None}

@@ -58,7 +58,18 @@ def _cpu_tables(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _gpu_table(rows: list[dict[str, Any]]) -> list[str]:
-    names = ("kind", "variant", "s", "p95_s", "ms_a_step", "images_s", "ratio", "tflop_s", "share_of_floor", "peak_gib")
+    names: tuple[str, ...] = (
+        "kind",
+        "variant",
+        "s",
+        "p95_s",
+        "ms_a_step",
+        "images_s",
+        "ratio",
+        "tflop_s",
+        "share_of_floor",
+        "peak_gib",
+    )
     names += ("relative_l2_error", "count", "target", "error")
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:

@@ -27,9 +27,9 @@ class Clock:
     def measure(self, run: Run) -> float:
         """Run once."""
         if not self.cuda:
-            begin = time.process_time()
+            before = time.process_time()
             run()
-            return (time.process_time() - begin) * 1000
+            return (time.process_time() - before) * 1000
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
         begin.record()
