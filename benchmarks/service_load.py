@@ -4,7 +4,8 @@
     python benchmarks/service_load.py --base sdxl --pipeline text-to-image --size 1024 --steps 30 --device cuda
 
 Both servers run at once in processes of their own and are loaded in turns, so that a busy machine slows both alike.
-Every picture is compared with the one its seed gives alone. Some clients leave early on purpose.
+Every picture is compared with the one its seed gives alone. Then twice as many clients overload the server with
+batching, and some leave early on purpose.
 Writes benchmarks/results/service-DEVICE.json.
 """
 
@@ -46,10 +47,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128 if has_mini() else 64, help="pixels a side")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--requests", type=int, default=500, help="for each of the two servers")
+    parser.add_argument("--requests", type=int, default=500, help="to the server with batching")
+    parser.add_argument("--compared", type=int, default=500, help="requests to the server without")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--leavers", type=int, default=50, help="requests whose client leaves early, for each")
-    parser.add_argument("--queue", type=int, default=32)
+    parser.add_argument("--leavers", type=int, default=50, help="requests whose client leaves early")
+    parser.add_argument("--overload", type=int, default=100, help="requests while they do")
+    parser.add_argument("--queue", type=int, default=64)
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
@@ -119,11 +122,12 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 await ready(side)
                 await enrol(side, options)
                 await references(side, options)
-            each = options.requests // options.rounds
+            wanted = {sides[0].name: options.requests, sides[1].name: options.compared}
             for number in range(options.rounds):
                 for side in sides if number % 2 == 0 else reversed(sides):
-                    await load(side, options, each, options.leavers // options.rounds)
-            reports = {side.name: await summary(side, options) for side in sides}
+                    await load(side, options, wanted[side.name] // options.rounds)
+            reports = {side.name: await summary(side, wanted[side.name], options) for side in sides}
+            overloaded = await overload(sides[0], options)
         finally:
             for side in sides:
                 side.process.terminate()
@@ -135,9 +139,10 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             "base": options.base or "tiny test models",
             "people": len(options.photos),
         },
-        "load": {name: getattr(options, name) for name in ("clients", "requests", "leavers", "queue", "max_batch")},
+        "load": {name: getattr(options, name) for name in ("clients", "queue", "max_batch")},
         "speedup_by_batching": round(speeds[0] / speeds[1], 2),
         **reports,
+        "overload": overloaded,
     }
 
 
@@ -193,15 +198,33 @@ async def references(side: Side, options: argparse.Namespace) -> None:
             side.references[seed] = decoded(answer.raise_for_status())
 
 
-async def load(side: Side, options: argparse.Namespace, requests: int, leavers: int) -> None:
+async def load(side: Side, options: argparse.Namespace, requests: int) -> None:
     """One round: all clients at once, each asking for its own seed's picture again and again."""
     left = [requests]
     started = time.perf_counter()
-    leaving = [asyncio.create_task(leave(side, options, number)) for number in range(leavers)]
     await asyncio.gather(*(visit(side, options, seed, left) for seed in range(options.clients)))
     side.seconds += time.perf_counter() - started
-    await asyncio.gather(*leaving)
     side.memory.append(resident(side))
+
+
+async def overload(side: Side, options: argparse.Namespace) -> dict[str, Any]:
+    """More clients than there are places, and some that leave: what the server says of it afterwards."""
+    before, answered, left = await settled(side), len(side.latencies), [options.overload]
+    leaving = [leave(side, options, number) for number in range(options.leavers)]
+    staying = [visit(side, options, number % options.clients, left) for number in range(2 * options.clients)]
+    await asyncio.gather(*leaving, *staying)
+    after = await settled(side)
+    return {
+        "clients": 2 * options.clients,
+        "answered": len(side.latencies) - answered,
+        "lost": options.overload - (len(side.latencies) - answered),
+        "crossed": side.crossed,
+        "answers_429": int(after[REJECTED] - before[REJECTED]),
+        "left_early": side.left,
+        "of_these_in_the_queue_or_running_and_cancelled": int(after[CANCELLED] - before[CANCELLED]),
+        "still_queued_or_running": int(after["idgen_queue_length"] + after["idgen_running"]),
+        "memory_mib": resident(side),
+    }
 
 
 async def visit(side: Side, options: argparse.Namespace, seed: int, left: list[int]) -> None:
@@ -250,27 +273,32 @@ async def metrics(side: Side) -> dict[str, float]:
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
-async def summary(side: Side, options: argparse.Namespace) -> dict[str, Any]:
-    for _ in range(100):  # the last who left may still be noticed
+REJECTED, CANCELLED = (f'idgen_jobs_total{{state="{state}"}}' for state in ("rejected", "cancelled"))
+
+
+async def settled(side: Side) -> dict[str, float]:
+    """The server's metrics when nothing runs any more; the last who left may still have to be noticed."""
+    for _ in range(100):
         numbers = await metrics(side)
         if numbers["idgen_queue_length"] == numbers["idgen_running"] == 0:
             break
         await asyncio.sleep(0.1)
-    state = 'idgen_jobs_total{{state="{}"}}'.format
+    return numbers
+
+
+async def summary(side: Side, wanted: int, options: argparse.Namespace) -> dict[str, Any]:
+    numbers = await settled(side)
     ordered = sorted(side.latencies)
     runs = numbers["idgen_batch_images_count"] - options.clients
     return {
         "answered": len(ordered),
-        "lost": options.requests - len(ordered),
+        "lost": wanted - len(ordered),
         "crossed": side.crossed,
         "largest_difference_of_a_channel": side.worst,
         "images_per_second": round(len(ordered) / side.seconds, 2),
         "latency_p50_s": round(statistics.median(ordered), 3),
         "latency_p95_s": round(ordered[int(0.95 * (len(ordered) - 1))], 3),
         "answers_429": side.refused,
-        "left_early": side.left,
-        "cancelled_by_the_server": int(numbers[state("cancelled")]),
-        "still_queued_or_running": int(numbers["idgen_queue_length"] + numbers["idgen_running"]),
         "mean_images_in_a_run": round((numbers["idgen_batch_images_sum"] - options.clients) / runs, 2),
         "memory_mib_after_each_round": side.memory,
     }
