@@ -427,3 +427,20 @@ def test_the_renderer_forgets_the_people_it_has_not_seen_for_long(
 ) -> None:
     monkeypatch.setattr(render_module, "PEOPLE", 2)
     assert render(job, some_rows(job, 9), tmp_path / "out", batch_size=2).rendered == 9
+
+
+def test_a_record_that_the_disk_takes_only_half_of_leaves_the_results_as_they_were(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="this system has no limits on files")
+    folder = storage.open_folder(tmp_path)
+    folder.append([b'{"row": 1}'])
+    before, limits = (tmp_path / "results.jsonl").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (len(before) + 6, limits[1])
+    )  # the system then writes six bytes and stops
+    try:
+        with pytest.raises(storage.DiskFull):
+            folder.append([b'{"row": 2, "image": 0}'])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    folder.close()

@@ -151,6 +151,8 @@ class Plan:
         request = Request.create(**fields)
         if request.scheduler not in (None, "default", *SCHEDULERS):
             raise BadRequest(f"scheduler {request.scheduler!r}: choose one of {', '.join(SCHEDULERS)}.", "scheduler")
+        if request.image_embedding is not None:
+            raise BadRequest("image_embedding is for calls from code; give the picture as photo.", "image_embedding")
         pipeline, classes = self._pipeline(request.pipeline)
         wants_face = any(cls.recogniser for cls in classes)
         if wants_face and request.who is None:

@@ -40,6 +40,7 @@ figcaption { padding: .5rem .7rem .7rem; }
   -webkit-box-orient: vertical; overflow: hidden; }
 details { padding: 0 1.2rem 1.2rem; }
 td, th { text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top; overflow-wrap: anywhere; }
+td:first-child { white-space: nowrap; }
 summary { cursor: pointer; font-weight: 600; }
 </style>
 <header>
