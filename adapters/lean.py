@@ -32,6 +32,8 @@ class LeanBlocks:
         from diffusers.models.resnet import ResnetBlock2D
         from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
+        if hasattr(self.model, "_hf_hook"):
+            return self  # offloaded: its weights are elsewhere until it is called, so nothing can be read now
         resnets = []
         for module in self.model.modules():
             if "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:

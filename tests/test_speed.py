@@ -80,6 +80,27 @@ def test_a_block_that_is_not_plain_is_called_not_read() -> None:
     assert torch.equal(workload.ours(2), reference)
 
 
+def test_offloaded_models_are_left_to_their_hooks() -> None:
+    """Only a GPU can move weights away; here the hooks are there and must find their models as they expect them."""
+    from accelerate import cpu_offload_with_hook
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    workload = Workload.make("instantid", SIZES["nano"])
+    exact = workload.ours(3)
+    unet = workload.backbone.unet
+    _, hook = cpu_offload_with_hook(unet, execution_device="cpu")
+    assert relative_error(workload.ours(3), exact)[0] <= 1e-5
+    with LeanBlocks(unet) as lean:
+        assert not lean._changed
+    hook.remove()
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Linear):
+            add_hook_to_module(module, AlignDevicesHook("cpu"))
+    hooked = [m.forward for m in unet.modules() if isinstance(m, torch.nn.Linear)]
+    assert relative_error(workload.ours(3), exact)[0] <= 1e-5
+    assert [m.forward for m in unet.modules() if isinstance(m, torch.nn.Linear)] == hooked
+
+
 def test_merged_loras_equal_loras_applied_one_by_one() -> None:
     pipeline = tiny.shared("ip-adapter-faceid-plusv2")
     run = lambda **s: pipeline.generate(tiny.person(), "x", seed=1, output="latent", **tiny.SMALL, **s)  # noqa: E731

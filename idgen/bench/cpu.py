@@ -105,6 +105,7 @@ def _row(workload: Workload, name: str, result: Paired, error: tuple[float, floa
         "ms_a_step": round(variant.median / steps, 3),
         "p95_ms_a_step": round(variant.p95 / steps, 3),
         "rounds": variant.count,
+        "steps": steps,
         "max_error_in_std": error[0],
         "relative_l2_error": error[1],
     }

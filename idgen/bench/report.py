@@ -25,7 +25,7 @@ def save(results: dict[str, Any], folder: Path) -> list[Path]:
 def markdown(results: dict[str, Any]) -> str:
     """A page with one table a model size."""
     machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items() if value is not None)
-    lines = [f"# Speed, {results['suite']} suite", "", f"{machine}. {results['steps']} steps; {results['clock']}.", ""]
+    lines = [f"# Speed, {results['suite']} suite", "", f"{machine}. Clock: {results['clock']}.", ""]
     if any("ms_a_step" in row and "size" in row for row in results["rows"]):
         lines += _cpu_tables(results["rows"])
     else:
@@ -37,15 +37,15 @@ def markdown(results: dict[str, Any]) -> str:
 
 def _cpu_tables(rows: list[dict[str, Any]]) -> list[str]:
     lines = []
-    for size in dict.fromkeys(row["size"] for row in rows):
+    for size, steps in dict.fromkeys((row["size"], row["steps"]) for row in rows):
         lines += [
-            f"## {size}",
+            f"## {size}, {steps} steps",
             "",
             "| pipeline | variant | times the baseline's speed | quartiles | A/A noise | ms a step | baseline "
             "| latent error: max / std | relative L2 | target, stretch |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for row in (r for r in rows if r["size"] == size):
+        for row in (r for r in rows if (r["size"], r["steps"]) == (size, steps)):
             ratio, target = row["ratio"], row.get("target")
             lines.append(
                 f"| {row['kind']} | {row['variant']} | {ratio['median']:.2f} | {ratio['low']:.2f}-{ratio['high']:.2f} "
