@@ -19,7 +19,7 @@ from .captions import CLASSES, QUERIES, blank_caption, meanings, random_caption,
 from .heads import sample_nuisances
 from .loop import Loop
 
-LENGTH = 32
+LENGTH = 40
 """Tokens of a prompt, start and end included."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 HIDDEN = 64
