@@ -31,8 +31,8 @@ def test_tokenizer_keeps_our_words_whole(tokenizer):
 
 @pytest.mark.parametrize("text", ["Zürich, 2024!", "你好", "😀 emoji", "", "   ", "supercalifragilistic", "\x00\n\t"])
 def test_tokenizer_encodes_any_text(tokenizer, text):
-    ids = tokenizer(text, padding="max_length", truncation=True, max_length=32).input_ids
-    assert len(ids) == 32 and max(ids) < len(tokenizer)
+    ids = tokenizer(text, padding="max_length", truncation=True, max_length=40).input_ids
+    assert len(ids) == 40 and max(ids) < len(tokenizer)
     assert tokenizer.eos_token == END and tokenizer.eos_token_id != 2
     whole = tokenizer(text).input_ids[1:-1]
     assert tokenizer.unk_token_id not in whole or tokenizer.unk_token_id == tokenizer.eos_token_id
