@@ -11,7 +11,7 @@ from idgen.demo import panels
 from idgen.demo.create import Create
 from idgen.demo.orders import look, person, roll
 from idgen.demo.page import QUIET, Page
-from idgen.demo.session import Session, Shot, likeness
+from idgen.demo.session import Session, Shot
 from idgen.demo.styles import styles
 from idgen.demo.work import Run, toasts
 from idgen.errors import BadRequest, IdgenError
@@ -24,14 +24,14 @@ def compare_tab(page: Page, tab: gr.Tab, create: Create) -> None:
     gr.Markdown("### Every pipeline, one person", elem_classes="idgen-title")
     gr.Markdown(
         "The same photo, prompt and seed through each pipeline, on models that stay loaded. "
-        "Every pipeline keeps its own recommended settings.",
+        "Every pipeline keeps its own recommended settings; 0 steps means its own number.",
         elem_classes="idgen-note",
     )
     with gr.Row(equal_height=True):
         prompt = gr.Textbox(label="Prompt", elem_id="compare-prompt", scale=4, min_width=240)
         style = gr.Dropdown(list(styles()), label="Style", elem_id="compare-style", scale=2, min_width=140)
         seed = gr.Number(label="Seed", precision=0, minimum=0, elem_id="compare-seed", scale=2, min_width=140)
-        steps = gr.Slider(0, 100, 0, step=1, label="Steps (0: own)", scale=2, min_width=200)
+        steps = gr.Slider(0, 100, 0, step=1, label="Steps", scale=2, min_width=180)
     which = gr.CheckboxGroup(names, value=names, label="Pipelines", elem_id="compare-pipelines")
     with gr.Row():
         go = gr.Button("Compare", variant="primary", elem_id="compare", size="lg", scale=3)
@@ -98,13 +98,7 @@ def compare_tab(page: Page, tab: gr.Tab, create: Create) -> None:
                     made = session.keep(work.portraits, request, work.seconds)
                     shots += made
                     rows.append((name, made[0].portrait.likeness, work.seconds, ""))
-                    items = [
-                        (
-                            session.path(shot),
-                            f"{shot.request.pipeline} · {likeness(shot.portrait.likeness)} · {shot.seconds:.1f} s",
-                        )
-                        for shot in shots
-                    ]
+                    items = [(session.path(shot), _caption(shot)) for shot in shots]
                     yield {gallery: gr.Gallery(value=items, visible=True), table: panels.comparison(rows)}
         except gr.Error:
             yield {status: panels.finished("That did not work; the message says why.", "failed"), **rest}
@@ -134,4 +128,5 @@ def compare_tab(page: Page, tab: gr.Tab, create: Create) -> None:
 
 
 def _caption(shot: Shot) -> str:
-    return f"{shot.request.pipeline} · {likeness(shot.portrait.likeness)} · {shot.seconds:.1f} s"
+    value = shot.portrait.likeness
+    return f"{'–' if value is None else f'{value:.2f}'} · {shot.seconds:.1f} s · {shot.request.pipeline}"

@@ -45,7 +45,7 @@ def create_tab(page: Page) -> Create:
     with gr.Row(elem_classes="idgen-columns"):
         with gr.Column(scale=5, min_width=320):
             fields, go, stop, advanced = _controls(page)
-        with gr.Column(scale=6, min_width=320):
+        with gr.Column(scale=6, min_width=320, elem_id="results"):
             status = gr.HTML(panels.EMPTY, elem_id="status", padding=False)
             gallery = gr.Gallery(
                 label="Portraits",
