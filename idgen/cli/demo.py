@@ -37,5 +37,6 @@ def demo(
     with Engine({name: value for name, value in settings.items() if value is not None}, queue_size=queue) as engine:
         try:
             launch(engine, base=base, host=host, port=port, share=share, open_browser=open_browser)
-        except OSError as error:
-            raise BadRequest(f"cannot listen on {host}:{port} ({error}). Choose another with --port.", "port") from None
+        except OSError:  # Gradio's own words speak of its parameters
+            message = f"cannot listen on {host}:{port}: it is taken, or not this machine's. Choose another with --port."
+            raise BadRequest(message, "port") from None
