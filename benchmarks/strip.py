@@ -32,7 +32,9 @@ def strip(pipeline: str = "ip-adapter-faceid-plusv2", seed: int = 7) -> Image.Im
         for prompt in PROMPTS:
             portrait = pipe.generate(photo, prompt, seed=seed)[0]
             score = portrait.likeness_note if portrait.likeness is None else f"likeness {portrait.likeness:.2f}"
-            cells.append((portrait.image, f"{prompt.split(', ', 1)[1].split(', ')[0]}\n{score}"))
+            what, said = prompt.split(", ")[:2]
+            label = said if what == "a photo of a person" else what
+            cells.append((portrait.image, f"{label}\n{score}"))
         for column, (image, label) in enumerate(cells):
             x, y = column * (SIDE + GAP), row * (SIDE + TEXT)
             sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, y))
