@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from idgen.locate import locate
 from idgen.request import Request
 from idgen.training.attributes import load_reader, visible
 from idgen.training.data import PER_PERSON, RenderSet, read_shard, render_shard, shard_path, write_shard
-from idgen.training.heads import ATTRIBUTES, STYLES, Renders, caption, render, sample_nuisances
+from idgen.training.heads import ATTRIBUTES, caption, describe, landmarks, render, sample_nuisances
 from idgen.training.sheets import save_sheet, to_pil
 
 HERE = Path(__file__).parent
@@ -44,7 +45,7 @@ SHARDS = HERE.parent / "runs" / "mini" / "shards"
 """Where the test people's renders are kept between runs: drawing them takes minutes on a CPU."""
 PIPELINES = ("ip-adapter-faceid-plusv2", "instantid", "arc2face")
 STEPS = 20
-BATCH = 20
+BATCH = 10
 SCENES: tuple[dict[str, Any], ...] = (
     {"expression": "smiling", "pose": "right", "shirt": "red", "background": "blue"},
     {"expression": "laughing", "pose": "left", "shirt": "green", "background": "yellow"},
@@ -59,7 +60,7 @@ SCENES: tuple[dict[str, Any], ...] = (
     },
 )
 """The four prompts of the likeness table; what they leave open is "soft light", no glasses, no hat, a photo."""
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+SCALES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3)
 
 
 @dataclass
@@ -124,7 +125,7 @@ def meet(n: int, judge: Judge) -> People:
     return People(renders, photos, np.stack([e for e in looks if e is not None]))
 
 
-def portraits(pipeline: str, orders: Sequence[dict[str, Any]]) -> list[Image.Image]:
+def generate(pipeline: str, orders: Sequence[dict[str, Any]]) -> list[Image.Image]:
     """One portrait for each order, a dict of request fields. The only place that generates."""
     pipe = idgen.load(pipeline, base="mini", device="cpu")
     images = []
@@ -135,109 +136,108 @@ def portraits(pipeline: str, orders: Sequence[dict[str, Any]]) -> list[Image.Ima
     return images
 
 
-def circumstances(people: int, scene: dict[str, Any], seed: int) -> Any:
-    """A scene for so many people, with what it leaves open set to the plain case."""
-    plain = {"light": "soft", "glasses": "no", "hat": "no", "style": "photo"}
-    return sample_nuisances(people, seed, **{**plain, **scene})
+def twins(people: People, who: Sequence[int], labels: Any) -> torch.Tensor:
+    """Test people rendered anew in given circumstances: what a perfect generator would make. [n, 3, 128, 128]"""
+    rows = people.renders.people[list(who)]
+    return torch.cat([render(rows[i : i + 20], labels[slice(i, i + 20)]).images for i in range(0, len(rows), 20)])
 
 
-def twins(people: People, scene: dict[str, Any], seed: int) -> Renders:
-    """The same people rendered anew in a scene: what a perfect generator would make."""
+def places(people: People, who: Sequence[int], labels: Any) -> np.ndarray:
+    """Where the keypoints of test people lie in given circumstances, [n, 5, 2] pixels of 128, without drawing them."""
+    return landmarks(describe(people.renders.people[list(who)]), labels.values, 128)[0].numpy()
+
+
+def casting(people: People, portraits: int) -> tuple[list[int], Any]:
+    """Who is shown in which scene: everybody once, then everybody in the next scene, and so on."""
     n = len(people)
-    parts = [
-        render(people.renders.people[i : min(n, i + 20)], circumstances(n, scene, seed)[slice(i, min(n, i + 20))])
-        for i in range(0, n, 20)
-    ]
-    join = lambda name: torch.cat([getattr(p, name) for p in parts])  # noqa: E731
-    labels = {k: torch.cat([p.attributes[k] for p in parts]) for k in ATTRIBUTES}
-    texts = [text for p in parts for text in p.captions]
-    return Renders(join("images"), join("keypoints"), join("boxes"), join("masks"), texts, labels)
+    who = [i % n for i in range(portraits)]
+    scenes = [SCENES[(i // n + i % n) % len(SCENES)] for i in range(portraits)]
+    plain = {"light": "soft", "glasses": "no", "hat": "no", "hat_colour": "red", "style": "photo"}
+    labels = {}
+    for name, classes in ATTRIBUTES.items():
+        labels[name] = torch.tensor([classes.index({**plain, **scene}[name]) for scene in scenes])
+    return who, sample_nuisances(portraits, 700, **labels)
 
 
-def measure_likeness(people: People, judge: Judge, out: Path) -> dict[str, Any]:
-    """The likeness table, and a sheet: reference, then the four prompts, for some people."""
-    n = len(people)
-    real = [twins(people, scene, seed=700 + k) for k, scene in enumerate(SCENES)]
-    who = [i for _ in SCENES for i in range(n)]
-    result = {"real renders": judge.likeness([to_pil(x) for r in real for x in r.images], who, people)}
-    for pipeline in PIPELINES:
-        orders = []
-        for k in range(len(SCENES)):
-            for i in range(n):
-                order: dict[str, Any] = {"who": people.photos[i], "seed": 1000 * k + i, "steps": STEPS}
-                if pipeline != "arc2face":
-                    order["prompt"] = real[k].captions[i]
-                if pipeline == "instantid":
-                    # Someone else's keypoints for the pose that the prompt names: the own ones would tell who it is.
-                    order["pose"] = real[k].keypoints[(i + 1) % n].numpy()
-                orders.append(order)
-        images = portraits(pipeline, orders)
-        result[pipeline] = judge.likeness(images, who, people)
-        rows = [[people.photos[i], *(images[k * n + i] for k in range(len(SCENES)))] for i in range(min(8, n))]
-        save_sheet(torch.stack([_pixels(x) for row in rows for x in row]), 5, out / f"mini_{pipeline}.png")
-    return result
+def measure_real(people: People, judge: Judge, out: Path, portraits: int) -> dict[str, float]:
+    """What new renders of the same people in the same scenes reach."""
+    who, labels = casting(people, portraits)
+    return judge.likeness([to_pil(x) for x in twins(people, who, labels)], who, people)
 
 
-def measure_prompts(people: People, judge: Judge, out: Path) -> dict[str, Any]:
+def measure_likeness(pipeline: str, people: People, judge: Judge, out: Path, portraits: int) -> dict[str, float]:
+    """Likeness of one pipeline, and a sheet: reference and portrait, twelve pairs."""
+    who, labels = casting(people, portraits)
+    # Someone else's keypoints for the pose that the prompt names: the own ones would tell who it is.
+    poses = places(people, [(i + 1) % len(people) for i in who], labels)
+    orders = []
+    for i, person in enumerate(who):
+        order: dict[str, Any] = {"who": people.photos[person], "seed": i, "steps": STEPS}
+        if pipeline != "arc2face":
+            order["prompt"] = caption(labels.labels, i)
+        if pipeline == "instantid":
+            order["pose"] = poses[i]
+        orders.append(order)
+    images = generate(pipeline, orders)
+    pairs = [x for i in range(min(12, portraits)) for x in (people.photos[who[i]], images[i])]
+    save_sheet(torch.stack([_pixels(x) for x in pairs]), 8, out / f"mini_{pipeline}.png")
+    return judge.likeness(images, who, people)
+
+
+def measure_prompts(people: People, judge: Judge, out: Path, portraits: int) -> dict[str, Any]:
     """Share of attributes that the reader finds as the prompt ordered; beside it, on real renders, the reader's own."""
-    n = 3 * len(people)
-    who = [i % len(people) for i in range(n)]
     reader = load_reader(READER)
-    result: dict[str, Any] = {}
-    for name, shares in (("photo", (1.0, 0, 0, 0, 0)), ("styles", (0, 1.0, 1.0, 1.0, 1.0))):
-        count = n if name == "photo" else n // 3
-        labels = sample_nuisances(count, 900 + len(name), style_shares=shares)
-        real = [
-            render(people.renders.people[[who[j] for j in range(i, min(count, i + 20))]], labels[slice(i, i + 20)])
-            for i in range(0, count, 20)
-        ]
+    result: dict[str, Any] = {"portraits": portraits}
+    for name, shares, count in (
+        ("photo", (1.0, 0, 0, 0, 0), portraits * 3 // 4),
+        ("styles", (0, 1.0, 1.0, 1.0, 1.0), portraits // 4),
+    ):
+        who = [i % len(people) for i in range(count)]
+        nuisances = sample_nuisances(count, 900 + len(name), style_shares=shares)
+        labels = nuisances.labels
         orders = [
-            {"who": people.photos[who[i]], "seed": 5000 + i, "steps": STEPS, "prompt": caption(labels.labels, i)}
+            {"who": people.photos[who[i]], "seed": 5000 + i, "steps": STEPS, "prompt": caption(labels, i)}
             for i in range(count)
         ]
-        made = torch.stack([_pixels(x) for x in portraits("ip-adapter-faceid-plusv2", orders)])
-        shown = visible(labels.labels)
-        for kind, images in (("obeyed", made), ("reader", torch.cat([r.images for r in real]))):
+        made = torch.stack([_pixels(x) for x in generate(PIPELINES[0], orders)])
+        shown = visible(labels)
+        for kind, images in (("obeyed", made), ("reader", twins(people, who, nuisances))):
             found = reader.read(images)
-            right = {k: (found[k] == labels.labels[k]) & shown[k] for k in ATTRIBUTES}
-            result[f"{name}_{kind}"] = {
-                k: float(right[k].sum() / shown[k].sum()) for k in ATTRIBUTES if shown[k].sum() > 9
-            }
-        if name == "styles":
-            style = labels.labels["style"]
-            first = [int((style == s).nonzero()[0]) for s in range(1, len(STYLES))]
-            rows = [x for j in first for x in (_pixels(people.photos[who[j]]), made[j])]
-            save_sheet(torch.stack(rows), 8, out / "mini_styles.png")
+            right = {k: (found[k] == labels[k]) & shown[k] for k in ATTRIBUTES}
+            result[f"{name}_{kind}"] = {k: float(right[k].sum() / shown[k].sum()) for k in ATTRIBUTES if shown[k].any()}
+        pairs = [x for i in range(min(12, count)) for x in (_pixels(people.photos[who[i]]), made[i])]
+        save_sheet(torch.stack(pairs), 8, out / f"mini_prompts_{name}.png")
     return result
 
 
-def measure_pose(people: People, judge: Judge, out: Path) -> dict[str, float]:
+def measure_pose(people: People, judge: Judge, out: Path, portraits: int) -> dict[str, float]:
     """Distance in pixels between the drawn keypoints and those found, with IdentityNet and with its scale at 0."""
-    n = len(people)
-    places = twins(people, {"pose": torch.arange(n) % len(ATTRIBUTES["pose"])}, seed=800)
-    drawn = places.keypoints.roll(1, 0).numpy()
-    result: dict[str, float] = {}
+    count = portraits // 2
+    who = [i % len(people) for i in range(count)]
+    labels = sample_nuisances(count, 800, style="photo", pose=torch.arange(count) % len(ATTRIBUTES["pose"]))
+    drawn = places(people, [(i + 1) % len(people) for i in who], labels)
+    result: dict[str, float] = {"portraits": portraits}
     for name, scale in (("with", None), ("without", 0.0)):
         plain = {"steps": STEPS, "prompt": "a photo of a person", "structure_scale": scale}
-        orders = [{"who": people.photos[i], "seed": 8000 + i, "pose": drawn[i], **plain} for i in range(n)]
-        looks = [judge.look(image)[1] for image in portraits("instantid", orders)]
+        orders = [{"who": people.photos[who[i]], "seed": 8000 + i, "pose": drawn[i], **plain} for i in range(count)]
+        looks = [judge.look(image)[1] for image in generate("instantid", orders)]
         errors = [float(np.linalg.norm(k - d, axis=1).mean()) for k, d in zip(looks, drawn) if k is not None]
-        result |= {name: float(np.mean(errors)) if errors else float("nan"), f"{name}_found": len(errors) / n}
-    on_real = [judge.look(to_pil(x))[1] for x in places.images]
-    true = places.keypoints.numpy()
-    result["detector"] = float(
-        np.mean([np.linalg.norm(k - t, axis=1).mean() for k, t in zip(on_real, true) if k is not None])
-    )
+        result |= {name: float(np.mean(errors)) if errors else float("nan"), f"{name}_found": len(errors) / count}
+    rows = list(range(1, len(people.renders), 7))[:60]
+    looks = [judge.look(to_pil(people.renders.images[i].float() / 255))[1] for i in rows]
+    true = people.renders.keypoints[rows].numpy()
+    errors = [float(np.linalg.norm(k - t, axis=1).mean()) for k, t in zip(looks, true) if k is not None]
+    result["detector"] = float(np.mean(errors))
     return result
 
 
-def measure_autoencoder(people: People, judge: Judge, out: Path) -> dict[str, float]:
+def measure_autoencoder(people: People, judge: Judge, out: Path, portraits: int) -> dict[str, float]:
     """PSNR of encode-decode, and how much of the likeness between two renders of a person outlives it."""
     backbone = idgen.load(PIPELINES[0], base="mini", device="cpu").backbone
     photos = [
         i for i in range(PER_PERSON * len(people)) if i % PER_PERSON and people.renders.attributes["style"][i] == 0
     ]
-    photos = photos[: 4 * len(people)]
+    photos = photos[:: max(1, len(photos) // portraits)][:portraits]
     who, errors, before, after = [i // PER_PERSON for i in photos], [], [], []
     for i in photos:
         image = people.renders.images[i : i + 1].float() / 255
@@ -246,30 +246,27 @@ def measure_autoencoder(people: People, judge: Judge, out: Path) -> dict[str, fl
         before.append(to_pil(image[0]))
         after.append(to_pil(back[0]))
     real, kept = judge.likeness(before, who, people), judge.likeness(after, who, people)
-    return {"psnr": float(np.mean(errors)), "own_before": real["own"], "own_after": kept["own"],
-            "kept": kept["own"] / real["own"], "rank1_after": kept["rank1"]}  # fmt: skip
+    return {"portraits": len(photos), "psnr": float(np.mean(errors)), "own_before": real["own"],
+            "own_after": kept["own"], "kept": kept["own"] / real["own"], "rank1_after": kept["rank1"]}  # fmt: skip
 
 
-def measure_curve(people: People, judge: Judge, out: Path) -> dict[str, Any]:
+def measure_curve(people: People, judge: Judge, out: Path, portraits: int) -> dict[str, Any]:
     """Likeness over identity_scale, in one frontal scene."""
-    real = twins(people, SCENES[2], seed=702)
-    curve = {}
+    count = max(1, portraits // len(SCALES))
+    who = [i % len(people) for i in range(count)]
+    labels = sample_nuisances(count, 702, pose="front", expression="neutral", light="soft", glasses=0, hat=0, style=0)
+    curve: dict[str, Any] = {"portraits": count * len(SCALES)}
     for scale in SCALES:
         orders = [
-            {
-                "who": people.photos[i],
-                "seed": 3000 + i,
-                "steps": STEPS,
-                "prompt": real.captions[i],
-                "identity_scale": scale,
-            }
-            for i in range(len(people))
-        ]
-        curve[str(scale)] = judge.likeness(portraits(PIPELINES[0], orders), range(len(people)), people)
+            {"who": people.photos[who[i]], "seed": 3000 + i, "steps": STEPS, "prompt": caption(labels.labels, i),
+             "identity_scale": scale}
+            for i in range(count)
+        ]  # fmt: skip
+        curve[str(scale)] = judge.likeness(generate(PIPELINES[0], orders), who, people)
     return curve
 
 
-def measure_speed(people: People, judge: Judge, out: Path) -> dict[str, Any]:
+def measure_speed(people: People, judge: Judge, out: Path, portraits: int) -> dict[str, Any]:
     """Seconds for one warm portrait with guidance, by pipeline, and for loading."""
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "cpu": platform.processor()}
     for pipeline in PIPELINES:
@@ -286,8 +283,9 @@ def measure_speed(people: People, judge: Judge, out: Path) -> dict[str, Any]:
     return result
 
 
-MEASURES: dict[str, Callable[[People, Judge, Path], dict[str, Any]]] = {
-    "likeness": measure_likeness,
+MEASURES: dict[str, Callable[[People, Judge, Path, int], dict[str, Any]]] = {
+    "real renders": measure_real,
+    **{name: partial(measure_likeness, name) for name in PIPELINES},
     "prompts": measure_prompts,
     "pose": measure_pose,
     "autoencoder": measure_autoencoder,
@@ -307,6 +305,9 @@ def main() -> None:
     """Measure what was asked for; the other parts of an older JSON stay, each says how many people it was taken on."""
     parser = argparse.ArgumentParser(description="Measure mini on held-out people.")
     parser.add_argument("--people", type=int, default=100)
+    parser.add_argument(
+        "--portraits", type=int, default=400, help="portraits for each part; 400 is 100 people x 4 prompts"
+    )
     parser.add_argument("--only", nargs="*", choices=sorted(MEASURES), default=list(MEASURES))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -320,10 +321,15 @@ def main() -> None:
     for name in [m for m in MEASURES if m in options.only]:
         print(f"{name} on {len(people)} people", flush=True)
         begun = time.monotonic()
-        measured = MEASURES[name](people, judge, options.out)
+        measured = MEASURES[name](people, judge, options.out, options.portraits)
         # Read now, not at the start: another process may have measured another part meanwhile.
         results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        results[name] = {"people": len(people), "seconds": round(time.monotonic() - begun), **measured}
+        results[name] = {
+            "people": len(people),
+            "portraits": options.portraits,
+            "seconds": round(time.monotonic() - begun),
+            **measured,
+        }
         path.write_text(json.dumps(results, indent=1) + "\n")
         write_report(results, options.out)
 

