@@ -268,7 +268,12 @@ def measure_curve(people: People, judge: Judge, out: Path, portraits: int) -> di
 
 def measure_speed(people: People, judge: Judge, out: Path, portraits: int) -> dict[str, Any]:
     """Seconds for one warm portrait with guidance, by pipeline, and for loading."""
-    result: dict[str, Any] = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "cpu": platform.processor()}
+    result: dict[str, Any] = {
+        "portraits": 5,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "cpu": platform.processor(),
+    }
     for pipeline in PIPELINES:
         begun = time.monotonic()
         pipe = idgen.load(pipeline, base="mini", device="cpu")
