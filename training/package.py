@@ -56,7 +56,8 @@ def export(run: Run, out: Path) -> dict[str, int]:
         _export_arc2face(run, model, out)
     else:
         print("no arc2face.pt: mini-sd15 and Arc2Face are left out")
-    if run.has("detector.pt") and not (out / "faces").exists():
+    # The recogniser that the generator was trained on must go with it: never keep older face models.
+    if all(run.has(name) for name in ("recogniser.pt", "scorer.pt", "detector.pt")):
         from .export import export_all
 
         export_all(run.root, out / "faces")

@@ -354,6 +354,7 @@ def run_stage(name: str, run: Run, again: list[str]) -> None:
 
 def all_stages(run: Run, total: float, command: Callable[[str, float], list[str]]) -> None:
     """Every stage with its share of ``total`` minutes; ``command`` gives the arguments that run one stage."""
+    sheet(run)
     for name, stage in STAGES.items():
         run.minutes = stage.share * total
         run_stage(name, run, command(name, run.minutes))
