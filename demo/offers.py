@@ -58,11 +58,19 @@ def offers(base: str | None = None, ready: Collection[str] | None = None) -> lis
                 () if can else lacking,
                 wants_person=any(cls.weights.values()),
                 takes_prompt=not cls.speaks_text,
-                defaults=cls.defaults,
+                defaults=cls.defaults_on(_runs_on(info, base)),
             )
         )
     rank = {name: i for i, name in enumerate(ORDER)}
     return sorted(made, key=lambda offer: (not offer.ready, rank.get(offer.name, len(rank)), offer.name))
+
+
+def _runs_on(info: PipelineInfo, base: str | None) -> str:
+    """The base whose defaults the form shows: the one that would be loaded; a base of the user's own by its path."""
+    if base is not None and base != "mini":
+        return base
+    fitting = [name for name in info.available or info.bases if base is None or name.startswith("mini-")]
+    return fitting[0] if fitting else info.bases[0]
 
 
 def _state(info: PipelineInfo, base: str | None) -> tuple[bool, tuple[str, ...]]:

@@ -263,7 +263,16 @@ class Engine:
 
     def _key(self, request: Request) -> Hashable:
         known = self._pipelines.get(request.pipeline)
-        return batch_key(known.name if known else request.pipeline, request)
+        key = batch_key(known.name if known else request.pipeline, request)
+        # A short prompt beside a long one would be filled up with empty chunks, which attention sees.
+        words = [text for text in (request.prompt, request.negative_prompt) if text]
+        if known is None:
+            long = any(len(text) > 100 for text in words)  # its text encoders are not there to be asked
+        else:
+            from idgen.text import fits
+
+            long = any(not fits(known.backbone, text) for text in words)
+        return (key, *words) if long else key
 
     def _run(self, jobs: list[Job]) -> None:
         try:

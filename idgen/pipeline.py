@@ -125,7 +125,9 @@ class Pipeline:
             )
             if output == "latent":
                 return final.float().cpu()
-            pixels = torch.cat([self.backbone.decode(row[None]) for row in final])
+            # About a megapixel at a time: the decoder is what needs most memory.
+            together = max(1, 2**20 // (first.width * first.height))
+            pixels = torch.cat([self.backbone.decode(rows) for rows in final.split(together)])
         return self._portraits(orders, pixels)
 
     def condition(self, orders: Sequence[Order]) -> Conditioning:

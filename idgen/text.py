@@ -59,7 +59,7 @@ def encode_prompt(backbone: Backbone, prompt: str) -> Encoded:
     cache = backbone.text_cache
     if prompt not in cache:
         parts = split_weights(prompt)
-        plain = len(parts) == 1 and parts[0][1] == 1.0 and _fits(backbone, prompt)
+        plain = len(parts) == 1 and parts[0][1] == 1.0 and fits(backbone, prompt)
         if len(cache) >= CACHE_SIZE:
             cache.pop(next(iter(cache)))
         cache[prompt] = _encode_plain(backbone, prompt) if plain else _encode_weighted(backbone, parts)
@@ -94,7 +94,8 @@ def _encoders(backbone: Backbone) -> list[tuple[Any, Any]]:
     return pairs
 
 
-def _fits(backbone: Backbone, prompt: str) -> bool:
+def fits(backbone: Backbone, prompt: str) -> bool:
+    """Whether a prompt needs no second chunk in any of the backbone's encoders."""
     converted = _convert(backbone, prompt)
     return all(
         len(tokenizer(text)["input_ids"]) <= tokenizer.model_max_length

@@ -157,9 +157,24 @@ def test_a_wrong_request_fails_alone_and_its_neighbours_are_served(gate: Gate) -
         assert_same_pictures(other.result(60), alone(order(3)))
 
 
+def test_a_long_prompt_does_not_change_the_pictures_of_the_short_ones_it_waits_with(gate: Gate) -> None:
+    long = ", ".join(f"a man in the forest number {i}" for i in range(40))
+    with Engine(gate) as engine:
+        jobs = [engine.submit(order(seed, prompt=long if seed == 1 else "a man")) for seed in range(3)]
+        gate.open.set()
+        for seed, job in enumerate(jobs):
+            assert_same_pictures(job.result(60), alone(order(seed, prompt=long if seed == 1 else "a man")))
+        first = engine.submit(order(9))  # now the pipeline is known
+        rest = [engine.submit(order(seed, prompt=long if seed == 1 else "a man")) for seed in range(3)]
+        first.result(60)
+        for seed, job in enumerate(rest):
+            assert_same_pictures(job.result(60), alone(order(seed, prompt=long if seed == 1 else "a man")))
+
+
 def test_a_batch_that_cannot_run_together_is_run_one_by_one(gate: Gate) -> None:
     class Fussy:
         name = PIPELINE
+        backbone = tiny.shared(PIPELINE).backbone
 
         def order(self, request: Request) -> None: ...
 
@@ -210,6 +225,7 @@ def test_cancelling_a_running_job_stops_the_sampler_within_two_steps() -> None:
 
     class Counting:
         name = PIPELINE
+        backbone = tiny.shared(PIPELINE).backbone
 
         def generate_many(self, requests: Any, callback: Any) -> Any:
             def count(step: Any) -> Any:
