@@ -251,14 +251,13 @@ def measure_autoencoder(people: People, judge: Judge, out: Path, portraits: int)
 
 
 def measure_curve(people: People, judge: Judge, out: Path, portraits: int) -> dict[str, Any]:
-    """Likeness over identity_scale, in one frontal scene."""
+    """Likeness over identity_scale, the portraits shared out over the scales, in the scenes of the likeness table."""
     count = max(1, portraits // len(SCALES))
-    who = [i % len(people) for i in range(count)]
-    labels = sample_nuisances(count, 702, pose="front", expression="neutral", light="soft", glasses=0, hat=0, style=0)
+    who, labels = casting(people, count)
     curve: dict[str, Any] = {"portraits": count * len(SCALES)}
     for scale in SCALES:
         orders = [
-            {"who": people.photos[who[i]], "seed": 3000 + i, "steps": STEPS, "prompt": caption(labels.labels, i),
+            {"who": people.photos[who[i]], "seed": i, "steps": STEPS, "prompt": caption(labels.labels, i),
              "identity_scale": scale}
             for i in range(count)
         ]  # fmt: skip

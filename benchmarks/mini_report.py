@@ -130,7 +130,12 @@ def _plot(curve: dict[str, Any], likeness: dict[str, Any] | None, path: Path) ->
         across = (x - first) / (last - first)
         return left + across * (wide - left - 190), high - low - (y + 0.05) / 1.05 * (high - low - top)
 
-    draw.text((left, 12), f"mini: likeness over identity_scale, {curve['people']} held-out people", "black", font)
+    draw.text(
+        (left, 12),
+        f"mini: likeness over identity_scale, {curve['portraits'] // len(points)} held-out portraits each",
+        "black",
+        font,
+    )
     for tick in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
         draw.line([at(first, tick), at(last, tick)], "#dddddd")
         draw.text((left - 32, at(first, tick)[1] - 8), f"{tick:.1f}", "black", font)
@@ -166,6 +171,8 @@ def write_report(results: dict[str, Any], out: Path) -> None:
         rising = all(b > a for a, b in pairwise(to_one))
         lines += [
             "## Identity scale",
+            "",
+            f"{curve['portraits'] // len(points)} portraits at each scale, the same people, seeds and prompts.",
             "",
             "| scale | " + " | ".join(f"{s:g}" for s, _ in points) + " |",
             "|---" * (len(points) + 1) + "|",
