@@ -160,7 +160,7 @@ class AttentionBank:
             attn.processor = processor
             # An offloading hook lives in the same place: then its forward stays and finds the processor itself.
             if self.state.lean and "forward" not in attn.__dict__:
-                attn.forward = partial(processor, attn)
+                attn.forward = partial(processor, attn)  # type: ignore[method-assign]
                 self._direct.append(attn)
         return self
 
@@ -181,7 +181,7 @@ class AttentionBank:
             if attn.is_cross_attention:
                 processor.prepare(attn, context)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for (_, attn), processor in zip(self.layers, self._before):
             attn.processor = processor
         for attn in self._direct:

@@ -60,9 +60,10 @@ class ImageEncoder:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            model, info = CLIPVisionModelWithProjection.from_pretrained(
+            loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, local_files_only=True
             )
+            model, info = loaded
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
             raise BadWeights(f"{folder} is not a CLIP image encoder ({type(error).__name__}: {first}).") from None

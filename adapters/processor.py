@@ -62,7 +62,7 @@ class StreamAttention:
 
     def fuse(self, attn: Attention) -> None:
         """Read the projections once: LoRA added to them, a self-attention's three in one. The layer keeps its own."""
-        layers = {"q": attn.to_q, "k": attn.to_k, "v": attn.to_v, "out": attn.to_out[0]}
+        layers: dict[str, Any] = {"q": attn.to_q, "k": attn.to_k, "v": attn.to_v, "out": attn.to_out[0]}
         if not all(is_plain(layer) for layer in layers.values()) or any(
             layers[n].bias is not None for n in ("q", "k", "v")
         ):

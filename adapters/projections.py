@@ -104,7 +104,8 @@ class Perceiver(nn.Module):
     def forward(self, features: Tensor, latents: Tensor) -> Tensor:
         """features (B, S, width_in), latents (B, Q, width) -> (B, Q, width_out)."""
         x = self.proj_in(features)
-        for attention, feed_forward in self.layers:
+        for block in self.layers:
+            attention, feed_forward = block.children()
             latents = latents + attention(x, latents)
             latents = latents + feed_forward(latents)
         return self.norm_out(self.proj_out(latents))

@@ -27,7 +27,8 @@ class Remembered:
 
 
 def _once(module: nn.Module) -> Any:
-    compute, kept = module.forward, []
+    compute = module.forward
+    kept: list[Any] = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not kept:

@@ -110,6 +110,7 @@ class Pipeline:
         conditioning = self.condition(orders)
         start, generators = self._start(orders, latents)
         first = orders[0]
+        levers = self.levers if speed is None else choose_levers(speed).at_load_of(self.levers)
         with self.backbone.lock:
             final = sample(
                 self.backbone,
@@ -121,14 +122,14 @@ class Pipeline:
                 generators=generators,
                 callback=callback,
                 attention=self.attention,
-                levers=self.levers if speed is None else choose_levers(speed).at_load_of(self.levers),
+                levers=levers,
             )
             if output == "latent":
                 return final.float().cpu()
             # About a megapixel at a time: the decoder is what needs most memory.
             together = max(1, 2**20 // (first.width * first.height))
             pixels = torch.cat([self.backbone.decode(rows) for rows in final.split(together)])
-        return self._portraits(orders, pixels)
+        return self._portraits(orders, pixels, levers)
 
     def condition(self, orders: Sequence[Order]) -> Conditioning:
         """The conditioning of one run: of all methods, merged."""
@@ -270,7 +271,7 @@ class Pipeline:
         noise = latents if latents is not None else draw(self.backbone, generators, height, width)
         return Start(noise, torch.cat(encoded), request.strength, mask), generators
 
-    def _portraits(self, orders: list[Order], pixels: Tensor) -> list[list[Portrait]]:
+    def _portraits(self, orders: list[Order], pixels: Tensor, levers: Levers) -> list[list[Portrait]]:
         arrays = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         results: list[list[Portrait]] = []
         row = 0
@@ -279,7 +280,7 @@ class Pipeline:
             for seed in order.seeds:
                 image = Image.fromarray(arrays[row])
                 likeness, note = self.likeness(order.identity, image)
-                portraits.append(Portrait(image, seed, likeness, note, provenance(self, order)))
+                portraits.append(Portrait(image, seed, likeness, note, provenance(self, order, levers)))
                 row += 1
             results.append(portraits)
         return results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from idgen.method import Order
     from idgen.pipeline import Pipeline
+    from idgen.speed import Levers
 
 PACKAGES = ("idgen", "torch", "diffusers", "transformers", "insightface")
 
@@ -57,7 +59,7 @@ def weight_hashes(pipeline: Pipeline) -> dict[str, str]:
     }
 
 
-def provenance(pipeline: Pipeline, order: Order) -> dict[str, Any]:
+def provenance(pipeline: Pipeline, order: Order, levers: Levers) -> dict[str, Any]:
     """JSON-serialisable: the request with every field decided, the weights' hashes, the versions."""
     request = order.request
     record: dict[str, Any] = {
@@ -81,6 +83,7 @@ def provenance(pipeline: Pipeline, order: Order) -> dict[str, Any]:
         "base": pipeline.backbone.source,
         "dtype": str(pipeline.backbone.dtype).removeprefix("torch."),
         "options": {name: value for method in pipeline.methods for name, value in method.files.options.items()},
+        "levers": asdict(levers),
         "weights": weight_hashes(pipeline),
         "versions": versions(),
         "inputs": _inputs(order),

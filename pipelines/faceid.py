@@ -90,10 +90,11 @@ class FaceIDPlus(FaceID):
 
     def tokens(self, order: Order) -> tuple[Tensor, Tensor]:
         embedding = self.embedding(order)
-        crop = order.identity.crop if order.identity is not None else None
-        if crop is not None and crop.size == (256, 256) and self.backbone.family == "sd15":
+        who = order.identity
+        crop = who.crop if who is not None else None
+        if who is not None and crop is not None and crop.size == (256, 256) and self.backbone.family == "sd15":
             # SDXL's adapters were trained on 256-pixel aligned crops, SD1.5's on the tighter 224.
-            crop = order.identity.aligned_crop(224)
+            crop = who.aligned_crop(224)
         if crop is None:
             raise BadRequest(
                 f"{self.name} needs a face crop beside the embedding: make the identity from a photo.", "who"

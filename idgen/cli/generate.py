@@ -56,6 +56,9 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16")] = "auto",
     attention: Annotated[str, typer.Option(help="sdpa, flash, cudnn, efficient, xformers")] = "sdpa",
+    speed: Annotated[
+        str | None, typer.Option(help="exact (the default), fast or turbo; see docs/performance.md.")
+    ] = None,
     offload: Annotated[str | None, typer.Option(help="For small GPUs: model or sequential.")] = None,
     vae_tiling: Annotated[bool, typer.Option(help="Decode tile by tile.")] = False,
     like: Annotated[Path | None, typer.Option(help="Render again what this portrait (PNG by idgen) records.")] = None,
@@ -91,11 +94,13 @@ def generate(
         "device": device,
         "dtype": dtype,
         "attention": attention,
+        "speed": speed or "exact",
         "offload": offload,
         "vae_tiling": vae_tiling,
     }
     if like is not None:
         pipeline, fields, settings, who, prompt = _from_portrait(like, pipeline, fields, settings, inputs or [])
+        settings["speed"] = speed or _recorded_levers(like)
     else:
         who, prompt = _split(inputs or [])
     _check_target(out)
@@ -190,6 +195,13 @@ def _from_portrait(
     if settings["dtype"] == "auto":
         settings["dtype"] = data["dtype"]
     return pipeline, merged, settings, who, prompt
+
+
+def _recorded_levers(like: Path) -> Any:
+    from idgen.portrait import read_metadata
+    from idgen.speed import Levers
+
+    return Levers(**read_metadata(like)["levers"])
 
 
 def _warn_of_other_weights(loaded: Pipeline, like: Path) -> None:
