@@ -227,10 +227,18 @@ def test_go_on_from_a_portrait(visit: Visit, server: Site, tmp_path: Path) -> No
     metadata = read_metadata(saved)
     assert saved.name.endswith(".png") and str(metadata["seed"]) in saved.name
 
+    def arrive(count: int) -> None:
+        """Wait until the server was asked: the page still shows the end of the run before."""
+        for _ in range(400):
+            if len(server.requests) >= count:
+                return
+            page.wait_for_timeout(50)
+        raise AssertionError(f"{len(server.requests)} requests instead of {count}")
+
     def press(name: str) -> Any:
         done = len(server.requests)
         page.locator(name).click()
-        page.wait_for_timeout(200)
+        arrive(done + 1)
         page.locator("#status [data-state=done]").wait_for()
         page.locator("#actions").wait_for()
         assert len(server.requests) == done + 1
@@ -248,7 +256,9 @@ def test_go_on_from_a_portrait(visit: Visit, server: Site, tmp_path: Path) -> No
     assert like.image is not None and like.seed != again.seed and like.n == 2
     page.locator("#use-pose").click()
     page.locator("#pose img").wait_for()
+    done = len(server.requests)
     page.locator("#generate").click()
+    arrive(done + 1)
     # Random models paint no face that could be a pose; the request must carry it all the same.
     page.locator("#status").locator("[data-state=done], [data-state=failed]").wait_for()
     page.locator("#generate:not([disabled])").wait_for()
