@@ -132,17 +132,31 @@ def test_generator_and_its_adapters_train(folder, tokenizer):
     from idgen.adapters.projections import build_projection
     from idgen.training import arc2face, face_image, generator, instantid, latent_reader, projector
     from idgen.training import autoencoder as ae
+    from idgen.training.expression import ExpressionReader
+    from idgen.training.face_teacher import FaceTeacher
     from idgen.training.latents import LatentSet
+    from idgen.training.recogniser import Recogniser
 
     people, words = LatentSet(folder / "latents", "train"), TextEncoders(tokenizer).eval()
     vae = ae.build(ae.AutoencoderSize(8, 8, (0, 0, 0, 1), (1, 0, 0, 0))).eval()
     reader = latent_reader.train(people, people, folder, STEPS, batch=4)
     start = projector.FaceIdProjector()
     projector.pretrain(start, people.centres, people.parameters, folder, STEPS, batch=4)
+    teacher = FaceTeacher(vae, Recogniser().eval(), ExpressionReader().eval())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generator, "look", lambda *_: {})
         model = generator.train(
-            people, people, words, start, vae, folder, STEPS, batch=4, find_reader=lambda: reader, reader_from=0
+            people,
+            people,
+            words,
+            start,
+            vae,
+            folder,
+            STEPS,
+            batch=4,
+            find_reader=lambda: reader,
+            reader_from=0,
+            face_teacher=teacher,
         )
     assert "1.to_k_ip.weight" in model.keys.tensors()
     project = {k: v.detach() for k, v in model.projector.state_dict().items()}
@@ -174,6 +188,44 @@ def test_generator_and_its_adapters_train(folder, tokenizer):
         patch.setattr(arc2face, "sample_faces", lambda *a, **k: torch.zeros(24, 8, 16, 16))
         unet, _, _ = arc2face.train(people, people, words, model, vae, folder, STEPS, batch=4, encoders=encoders)
     assert unet.config.cross_attention_dim == 512
+
+
+def test_face_teacher_pulls_only_on_rows_that_show_a_face_and_say_something(folder):
+    from idgen.training import autoencoder as ae
+    from idgen.training.expression import ExpressionReader
+    from idgen.training.face_teacher import LATEST, FaceTeacher
+    from idgen.training.latents import LatentSet
+    from idgen.training.recogniser import Recogniser
+
+    torch.manual_seed(0)
+    people = LatentSet(folder / "latents", "train")
+    vae = ae.build(ae.AutoencoderSize(8, 8, (0, 0, 0, 1), (1, 0, 0, 0))).eval()
+    teacher = FaceTeacher(vae, Recogniser().eval(), ExpressionReader().eval())
+    rows = people.photo.nonzero().flatten()[:8]
+    a, said, nobody = torch.ones(8, 1, 1, 1), torch.ones(8), torch.zeros(8, dtype=torch.bool)
+    t = torch.tensor([100, LATEST, 10, 999, LATEST, 10, 999, LATEST])
+
+    def pull(said, nobody):
+        clean = people.latents[rows].float().requires_grad_()
+        teacher(clean, a, t, rows, said, nobody, people)[0].backward()
+        return clean.grad.abs().sum((1, 2, 3))
+
+    both = pull(said, nobody)
+    assert both[0] > 0 and not both[1:].any()
+    assert pull(torch.zeros(8), nobody)[0] > 0 and pull(said, ~nobody)[0] > 0
+    assert not pull(torch.zeros(8), ~nobody).any()
+
+
+def test_expression_reader_trains_and_is_read_back(folder):
+    from idgen.training import expression
+    from idgen.training.facedata import FaceSet
+
+    faces = FaceSet.read(folder / "shards", "train")
+    reader = expression.train(faces, faces, folder, STEPS, batch=8)
+    torch.save(reader.state_dict(), folder / "expression_final.pt")
+    crops = torch.randn(3, 3, 112, 112)
+    again = expression.load_expression_reader(folder / "expression_final.pt")
+    assert torch.allclose(reader(crops), again(crops), atol=1e-5)
 
 
 def test_interrupted_training_goes_on(folder):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .attention import IdentityKeyValues
 from .backbone import GUIDANCE, build_unet, scheduler, time_ids
 from .data import PER_PERSON
+from .face_teacher import FaceTeacher
 from .heads import caption
 from .latent_reader import LatentReader, attribute_loss
 from .latents import LatentSet
@@ -124,6 +125,8 @@ def train(
     find_reader: Callable[[], LatentReader | None] | None = None,
     reader_weight: float = 0.15,
     reader_from: float = 0.2,
+    face_teacher: FaceTeacher | None = None,
+    face_weight: float = 0.3,
     save_every: float = 240.0,
     averaging: float = 0.998,
     name: str = "generator",
@@ -133,7 +136,7 @@ def train(
     """Train and return the averaged generator; resumable by ``root / name``.
 
     ``find_reader`` is asked for the latent reader from ``reader_from`` of the run on, until it has one: the reader may
-    still be in training when the generator starts.
+    still be in training when the generator starts. ``face_teacher`` teaches from the same time on.
     """
     reader: LatentReader | None = None
     workers = workers or Workers()
@@ -179,6 +182,10 @@ def train(
             taught, own = teach(reader, a * x - s * v, a, t, b.rows, b.labels, said, no_identity.to(device), data)
             loss = loss + reader_weight * taught
             shown["own"] = own
+        if face_teacher is not None and loop.fraction >= reader_from:
+            away, own = face_teacher(a * x - s * v, a, t, b.rows, said["expression"], no_identity.to(device), data)
+            loss = loss + face_weight * away
+            shown["face_own"] = own
         loop.update(loss, batch, **shown)
     loop.finish()
     return model.eval()
@@ -210,7 +217,7 @@ def teach(
     identity = ((1 - own + 0.3 * miss) * known).sum() / len(t)
     spoken = {k: said[k].to(clean.device) * use for k in scores}
     return identity + 0.5 * attribute_loss(scores, labels, spoken), float(
-        (own * known).sum() / known.sum().clamp(min=1e-3)
+        (own.detach() * known).sum() / known.sum().clamp(min=1e-3)
     )
 
 

@@ -11,7 +11,19 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 
-from . import arc2face, autoencoder, data, face_image, generator, instantid, latent_reader, latents, projector, text
+from . import (
+    arc2face,
+    autoencoder,
+    data,
+    face_image,
+    face_teacher,
+    generator,
+    instantid,
+    latent_reader,
+    latents,
+    projector,
+    text,
+)
 from .heads import render, sample_nuisances, sample_people
 from .latents import LatentSet
 from .loop import load_averaged
@@ -178,6 +190,28 @@ def train_reader(run: Run) -> None:
     part.replace(run.root / "reader_final.pt")
 
 
+def train_expression(run: Run) -> None:
+    """The expression reader."""
+    from . import expression
+    from .facedata import FaceSet
+
+    sets = [FaceSet.read(run.root / "shards", "train", 45), FaceSet.read(run.root / "shards", "validation", 1)]
+    model = expression.train(*sets, run.root, run.minutes, device=run.device, batch=64 if run.kind == "cpu" else 256)
+    torch.save(model.cpu().state_dict(), run.root / "expression_final.pt")
+
+
+def load_face_teacher(run: Run) -> face_teacher.FaceTeacher:
+    """Autoencoder, conditioning recogniser and expression reader as a teacher."""
+    from .expression import load_expression_reader
+    from .recogniser import load_recogniser
+
+    return face_teacher.FaceTeacher(
+        load_autoencoder(run).to(memory_format=torch.channels_last),
+        load_recogniser(run.root / "recogniser_final.pt", run.device).to(memory_format=torch.channels_last),
+        load_expression_reader(run.root / "expression_final.pt", run.device),
+    )
+
+
 def train_generator(run: Run) -> None:
     """UNet, projector and identity keys and values of mini-xl."""
     start = projector.FaceIdProjector()
@@ -194,6 +228,7 @@ def train_generator(run: Run) -> None:
         workers=run.group,
         batch=BATCH[run.kind],
         find_reader=lambda: load_reader(run),
+        face_teacher=load_face_teacher(run),
         save_every=240 if run.kind == "cpu" else 100,
         rate=3e-3 if run.kind == "cpu" else 4e-3,
     )
@@ -318,11 +353,12 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "data": Stage(render_data, "shards", 0.09, shared=True),
     "text": Stage(train_text, "text_final.pt", 0.02),
-    "faces": Stage(faces, "attributes.safetensors", 0.20),
+    "faces": Stage(faces, "attributes.safetensors", 0.18),
     "autoencoder": Stage(train_autoencoder, "autoencoder.done.json", 0.14, shared=True),
     "latents": Stage(encode, "latents", 0.02, shared=True),
     "projector": Stage(train_projector, "projector_final.pt", 0.01),
     "reader": Stage(train_reader, "reader_final.pt", 0.03),
+    "expression": Stage(train_expression, "expression_final.pt", 0.02),
     "generator": Stage(train_generator, "generator.done", 0.30, shared=True),
     "decoder": Stage(finish_decoder, "decoder.done.json", 0.04),
     "face-image": Stage(train_face_image, "face_image.done", 0.03),
