@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,55 @@ def test_scenes_know_where_their_heads_are() -> None:
     assert ((middle > box[:, :2]) & (middle < box[:, 2:])).all()
 
 
+def test_scenes_put_each_keypoint_where_its_feature_is() -> None:
+    """Mirrored heads too: the left eye stays left, and drawn-out scenes keep their measures."""
+    from idgen.training.scenes import Clutter, compose
+
+    torch.manual_seed(1)
+    faces = few()
+    marked = replace(faces, images=torch.zeros_like(faces.images))
+    for image, points in zip(marked.images, faces.keypoints):
+        for x, y in points.round().long().tolist():
+            image[:, y - 1 : y + 1, x - 1 : x + 1] = 255
+    scene = compose(marked, Clutter(faces, n=32, size=64), 48, 128).enlarged(2)
+    size = (scene.boxes[..., 2:] - scene.boxes[..., :2]).max(-1).values
+    seen = []
+    for i, slot in (scene.present & (size > 100) & (size < 160)).nonzero().tolist():
+        left, right, _, mouth_left, mouth_right = scene.keypoints[i, slot]
+        assert left[0] < right[0] and mouth_left[0] < mouth_right[0]
+        for x, y in scene.keypoints[i, slot].round().long().tolist():
+            if 8 <= x < 248 and 8 <= y < 248:
+                near = scene.images[i].mean(0)[y - 8 : y + 9, x - 8 : x + 9]
+                seen.append(near[5:12, 5:12].max() > near.median() + 0.1)
+    assert len(seen) > 60
+    assert sum(seen) > 0.8 * len(seen)  # some are covered, or blurred away
+
+
+def test_each_stride_counts_once_in_the_detectors_loss() -> None:
+    """A large head covers many cells of the coarse stride, small ones few of the fine; neither outvotes the other."""
+    from idgen.training.detector import ANCHORS, STRIDES, loss_of
+    from idgen.training.scenes import MOST, Scene
+
+    boxes, keypoints = torch.zeros(2, MOST, 4), torch.zeros(2, MOST, 5, 2)
+    present = torch.zeros(2, MOST, dtype=torch.bool)
+    for i, side in enumerate((20.0, 480.0)):
+        boxes[i, 0] = torch.tensor([320 - side / 2, 320 - side / 2, 320 + side / 2, 320 + side / 2])
+        keypoints[i, 0] = 320
+        present[i, 0] = True
+    scene = Scene(torch.zeros(2, 3, 640, 640), keypoints, boxes, present)
+    maps = [torch.zeros(2, ANCHORS * 15, 640 // s, 640 // s) for s in STRIDES]
+    found = {}
+    for off in (0, 2):
+        # One stride predicts its head's keypoints half a head away; the others are right.
+        for out, stride in zip(maps, STRIDES):
+            down = torch.arange(640 // stride) * float(stride)
+            y, x = torch.meshgrid(down, down, indexing="ij")
+            out[:, 2 + 4 * ANCHORS :] = torch.stack([320 - x, 320 - y], 0).repeat(5 * ANCHORS, 1, 1) / stride
+        maps[off][:, 2 + 4 * ANCHORS :] += (20.0, 0.0, 480.0)[off] / 2 / STRIDES[off]
+        found[off] = float(loss_of(tuple(maps), scene)[2])
+    assert found[0] == pytest.approx(found[2], rel=1e-4) == pytest.approx(0.25, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["recogniser", "scorer"])
 def test_exported_recogniser_is_the_torch_one(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
@@ -131,8 +181,8 @@ def test_exported_detector_is_the_torch_one_at_any_size(tmp_path: Path) -> None:
             assert np.allclose(a.numpy(), b, atol=2e-2 * max(1.0, float(a.abs().max())))
 
 
-def test_training_runs_and_its_checkpoints_load(tmp_path: Path) -> None:
-    from idgen.training import attributes, detector, recogniser
+def test_training_runs_and_its_checkpoints_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from idgen.training import attributes, detector, recogniser, scenes
 
     faces = few()
     net = recogniser.train(faces, "scorer", minutes=0.005, out=tmp_path / "scorer.pt", batch=8)
@@ -146,7 +196,12 @@ def test_training_runs_and_its_checkpoints_load(tmp_path: Path) -> None:
     images = faces.images[:3].float() / 255
     for name, values in reader(images).items():
         assert torch.allclose(values, loaded(images)[name], atol=0.05)
-    # The detector composes scenes of its own; one pass through its loss is enough here.
+    monkeypatch.setattr(detector, "Clutter", partial(scenes.Clutter, n=32, size=64))
+    detector.train(faces, minutes=0.001, out=tmp_path / "detector.pt")
+    assert not detector.load_detector(tmp_path / "detector.pt").training
+    torch.save({}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt holds other layers"):
+        detector.load_detector(tmp_path / "other.pt")
     found = detector.best_faces(detector.Detector().eval(), faces.images)
     assert [tuple(t.shape) for t in found] == [(18,), (18, 4), (18, 5, 2)]
 

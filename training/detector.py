@@ -9,8 +9,6 @@ index times the stride; distances from there to the box's four sides and to the 
 from __future__ import annotations
 
 import argparse
-import math
-import time
 from pathlib import Path
 
 import torch
@@ -18,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .facedata import FaceSet
-from .optim import Optimiser
+from .loop import Loop
 from .scenes import Clutter, Scene, compose
-from .workers import Workers
 
 STRIDES = (8, 16, 32)
 ANCHORS = 2
@@ -29,9 +26,16 @@ REACH = ((0.0, 56.0), (40.0, 120.0), (88.0, 1e9))
 
 Finer than SCRFD's: a head of 70 pixels, the usual portrait, is read at stride 16, where a keypoint is a short way off.
 """
-CANVASES = ((128, 32, 0.25), (256, 10, 0.25), (448, 3, 0.2), (640, 2, 0.3))
-"""Canvas size in pixels, batch size, share of the steps. Many are large because idgen first looks with size 640,
-whatever the photo's size: a portrait of 128 pixels comes as a soft head of 350."""
+CANVASES = (
+    (128, 1, 32, 0.20),
+    (256, 1, 10, 0.16),
+    (384, 1, 4, 0.14),
+    (640, 1, 3, 0.10),
+    (320, 2, 3, 0.14),
+    (128, 5, 3, 0.26),
+)
+"""Size of the scene in pixels, how many times it is drawn out, batch size, share of the steps. Half of the steps are of
+640 pixels because idgen first looks at that size, whatever the photo's: a portrait of 128 shows a soft head of 350."""
 
 
 def _unit(width_in: int, width_out: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -64,6 +68,9 @@ class Detector(nn.Module):
         )
         self.down_to_middle = nn.Conv2d(80, 64, 1)
         self.down_to_fine = nn.Conv2d(64, 48, 1)
+        # Back up, as in SCRFD's path aggregation: a coarse cell needs fine edges to place a keypoint inside it.
+        self.up_to_middle = nn.Conv2d(48, 64, 2, 2)
+        self.up_to_coarse = nn.Conv2d(64, 80, 2, 2)
         outputs = ANCHORS * 15
         self.heads = nn.ModuleList([_head(w, d, outputs) for w, d in ((48, 1), (64, 2), (80, 2))])
 
@@ -73,6 +80,8 @@ class Detector(nn.Module):
         coarse = self.coarse(middle)
         middle = middle + F.interpolate(self.down_to_middle(coarse), scale_factor=2.0, mode="nearest")
         fine = fine + F.interpolate(self.down_to_fine(middle), scale_factor=2.0, mode="nearest")
+        middle = middle + self.up_to_middle(fine)
+        coarse = coarse + self.up_to_coarse(middle)
         maps = tuple(head(f) for head, f in zip(self.heads, (fine, middle, coarse)))
         if self.training:
             return maps
@@ -86,11 +95,15 @@ class Detector(nn.Module):
 
 
 def loss_of(maps: tuple[Tensor, ...], scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
-    """Focal loss of the scores, and mean error of boxes and keypoints as a share of the head's size."""
+    """Focal loss of the scores, and mean error of boxes and keypoints as a share of the head's size.
+
+    Errors are averaged over the cells of each stride first and over the strides then: a stride with few cells, the
+    coarsest, is taught as much as the others.
+    """
     size = (scene.boxes[..., 2:] - scene.boxes[..., :2]).max(-1).values  # [n, heads]
     middle = scene.keypoints.mean(2)
-    focal = box_error = point_error = torch.zeros((), device=maps[0].device)
-    cells = torch.zeros((), device=maps[0].device)
+    focal = torch.zeros((), device=maps[0].device)
+    box_errors, point_errors = [], []
     for out, stride, (low, high) in zip(maps, STRIDES, REACH):
         rows, columns = out.shape[2:]
         down, right = (torch.arange(m, device=out.device) * stride for m in (rows, columns))
@@ -110,63 +123,53 @@ def loss_of(maps: tuple[Tensor, ...], scene: Scene) -> tuple[Tensor, Tensor, Ten
         i, r, c = positive.nonzero(as_tuple=True)
         if len(i):
             h = head[i, r, c]
-            here = torch.stack([c, r], 1) * stride
-            box, points, extent = scene.boxes[i, h], scene.keypoints[i, h], size[i, h]
-            goal_box = torch.cat([here - box[:, :2], box[:, 2:] - here], 1)
-            goal_points = (points - here[:, None]).flatten(1)
-            found = out[i, :, r, c]
-            for anchor in range(ANCHORS):
-                b = found[:, 2 + 4 * anchor : 6 + 4 * anchor] * stride
-                p = found[:, 10 + 10 * anchor : 20 + 10 * anchor] * stride
-                box_error = box_error + ((b - goal_box).abs().mean(1) / extent).sum() / ANCHORS
-                point_error = point_error + ((p - goal_points).abs().mean(1) / extent).sum() / ANCHORS
-            cells = cells + len(i)
-    heads = scene.present.sum().clamp(min=1)
-    return focal / heads, box_error / cells.clamp(min=1), point_error / cells.clamp(min=1)
+            here = (torch.stack([c, r], 1) * stride)[:, None]
+            box, points, extent = scene.boxes[i, h], scene.keypoints[i, h], size[i, h][:, None, None]
+            goal_box = torch.cat([here[:, 0] - box[:, :2], box[:, 2:] - here[:, 0]], 1)[:, None]
+            goal_points = (points - here).flatten(1)[:, None]
+            found = out[i, :, r, c] * stride
+            boxes, keypoints = found[:, 2:10].unflatten(1, (ANCHORS, 4)), found[:, 10:].unflatten(1, (ANCHORS, 10))
+            box_errors.append(((boxes - goal_box).abs() / extent).mean())
+            point_errors.append(((keypoints - goal_points).abs() / extent).mean())
+    focal = focal / scene.present.sum().clamp(min=1)
+    if not box_errors:  # a batch of pictures of nobody
+        return focal, torch.zeros_like(focal), torch.zeros_like(focal)
+    return focal, torch.stack(box_errors).mean(), torch.stack(point_errors).mean()
 
 
 def train(
     faces: FaceSet,
-    minutes: float = 15.0,
-    out: Path | None = None,
+    minutes: float,
+    out: Path,
     start: Path | None = None,
     seed: int = 3,
     rate: float = 3e-3,
     device: str = "cpu",
 ) -> Detector:
-    """Train for so many minutes on scenes composed on the fly; write ``out`` now and then; return it in eval mode."""
+    """Train for so many minutes on scenes composed on the fly, write ``out`` and return it in eval mode.
+
+    start: checkpoint to begin with instead of new weights. An interrupted training goes on from
+    ``<out>_training.pt`` when it is started again.
+    """
     torch.manual_seed(seed)
     net = Detector().to(device)
     if start is not None:
         net.load_state_dict(torch.load(start, map_location=device, weights_only=True))
     net.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     clutter = Clutter(faces)
-    optimiser = Optimiser(net.parameters(), Workers(), weight_decay=1e-3, clip=10.0)
-    begun, saved, step = time.monotonic(), 0.0, 0
-    mean = {"score": 0.0, "box": 0.0, "points": 0.0}
-    while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:
-        canvas, batch, _ = CANVASES[int(torch.multinomial(torch.tensor([c[2] for c in CANVASES]), 1))]
-        scene = compose(faces, clutter, batch, canvas)
-        scene = Scene(*(t.to(device) for t in (scene.images, scene.keypoints, scene.boxes, scene.present)))
+    loop = Loop(f"{out.stem}_training", out.parent, {"net": net}, minutes, rate=rate, weight_decay=1e-3, warmup=100)
+    torch.manual_seed(seed + 1000 * loop.steps)  # other scenes than before an interruption
+    shares = torch.tensor([share for *_, share in CANVASES])
+    while loop.going:
+        side, factor, batch, _ = CANVASES[int(torch.multinomial(shares, 1))]
+        scene = compose(faces, clutter, batch, side).enlarged(factor).to(device)
         pixels = ((scene.images * 255 - 127.5) / 128).contiguous(memory_format=torch.channels_last)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             maps = net(pixels)
         score, box, points = loss_of(tuple(m.float() for m in maps), scene)
-        net.zero_grad()
-        (score + 4 * box + 40 * points).backward()
-        optimiser.step(rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6)
-        step += 1
-        for name, value in (("score", score), ("box", box), ("points", points)):
-            mean[name] += (value.item() - mean[name]) * max(0.01, 1 / step)
-        if step % 100 == 0:
-            spent = time.monotonic() - begun
-            report = "  ".join(f"{k} {v:.4f}" for k, v in mean.items())
-            print(f"detector step {step}  {spent:.0f} s  {spent / step:.3f} s/step  {report}", flush=True)
-        if out is not None and (time.monotonic() - saved > 60):
-            saved = time.monotonic()
-            save(net, out)
-    if out is not None:
-        save(net, out)
+        loop.update(score + 4 * box + 60 * points, batch, score=score.item(), box=box.item(), points=points.item())
+    loop.finish()
+    save(net, out)
     return net.eval()
 
 
@@ -179,9 +182,12 @@ def save(net: Detector, out: Path) -> None:
 
 
 def load_detector(path: str | Path, device: str = "cpu") -> Detector:
-    """The detector of a checkpoint, frozen, in eval mode."""
+    """The detector of a checkpoint, frozen, in eval mode. Raises ValueError for one of other layers."""
     net = Detector().to(device)
-    net.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+    try:
+        net.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds other layers than this detector's: train it again ({error})") from error
     net.eval().requires_grad_(False)
     return net
 
@@ -227,7 +233,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="checkpoint to go on from")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--limit", type=int, default=30, help="use only so many shards")
+    parser.add_argument("--limit", type=int, help="use only so many shards")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     o = parser.parse_args()

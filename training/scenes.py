@@ -1,9 +1,9 @@
 """Scenes for the detector: heads pasted at any size, turn and place into cluttered pictures, and pictures of nobody.
 
-A render always shows one head of much the same size, in the middle. A photo does not, so the detector never sees a
-plain render in training, only scenes: canvases with none to four heads between ten pixels and the whole canvas, on
-synthetic clutter (dead leaves, stripes, noise, gradients, pieces of clothes and hair), partly covered, blurred, noisy,
-too dark, grey, and with the black bands that insightface adds to make a picture square.
+A render always shows one head of much the same size, in the middle. A photo does not, so the detector trains on
+scenes: canvases with none to four heads between ten pixels and the whole canvas, mirrored or not, on synthetic clutter
+(dead leaves, stripes, noise, gradients, pieces of clothes and hair), partly covered, blurred, noisy, too dark, grey,
+and with the black bands that insightface adds to make a picture square.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from .facedata import FaceSet
 
 MOST = 4
 """Heads a scene has at most."""
+PORTRAITS = 0.35
+"""Share of the scenes of one head in which its render simply fills the picture: what idgen looks at most."""
+_MIRRORED = (1, 0, 2, 4, 3)
+"""Which keypoint takes each one's place in a mirrored picture."""
 
 
 @dataclass
@@ -29,6 +33,15 @@ class Scene:
     keypoints: Tensor
     boxes: Tensor
     present: Tensor
+
+    def to(self, device: torch.device | str) -> Scene:
+        """The same scenes on another device."""
+        return Scene(*(t.to(device) for t in (self.images, self.keypoints, self.boxes, self.present)))
+
+    def enlarged(self, factor: int) -> Scene:
+        """The same scenes drawn out to ``factor`` times the size, as insightface does with a small photo."""
+        images = F.interpolate(self.images, scale_factor=float(factor), mode="bilinear")
+        return Scene(images, self.keypoints * factor, self.boxes * factor, self.present)
 
 
 def _uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -151,7 +164,9 @@ def compose(faces: FaceSet, clutter: Clutter, n: int, size: int) -> Scene:
     for slot in range(MOST):
         rows = [i for i in range(n) if len(places[i]) > slot]
         if rows:
-            _paste(scene, slot, torch.tensor(rows), torch.tensor([places[i][slot] for i in rows]), faces)
+            alone = torch.tensor([counts[i] == 1 for i in rows])
+            portrait = alone & (torch.rand(len(rows)) < PORTRAITS)
+            _paste(scene, slot, torch.tensor(rows), torch.tensor([places[i][slot] for i in rows]), portrait, faces)
     _cover(scene, clutter)
     scene.images = _degrade(scene.images)
     for i, (w, h) in enumerate(filled):
@@ -160,8 +175,11 @@ def compose(faces: FaceSet, clutter: Clutter, n: int, size: int) -> Scene:
     return scene
 
 
-def _paste(scene: Scene, slot: int, rows: Tensor, cell: Tensor, faces: FaceSet) -> None:
-    """Paste a random head into the ``cell`` [m, 4] of each of the scene's ``rows`` [m] and note where it went."""
+def _paste(scene: Scene, slot: int, rows: Tensor, cell: Tensor, portrait: Tensor, faces: FaceSet) -> None:
+    """Paste a random head into the ``cell`` [m, 4] of each of the scene's ``rows`` [m] and note where it went.
+
+    portrait: bool [m], whether the render fills its cell, upright, instead of lying anywhere at any size.
+    """
     m, size, side = len(rows), scene.images.shape[-1], faces.images.shape[-1]
     pick = torch.randint(0, len(faces), (m,))
     box, points = faces.boxes[pick], faces.keypoints[pick]
@@ -172,12 +190,16 @@ def _paste(scene: Scene, slot: int, rows: Tensor, cell: Tensor, faces: FaceSet) 
     # the cell's border cuts.
     least = max(10.0, size / 12)
     head = least * (torch.rand(m) * (1.15 * room / least).clamp(min=1.2).log()).exp()
-    zoom = head / half.max(1).values / 2
+    zoom = torch.where(portrait, room / side * _uniform(0.95, 1.2, m), head / half.max(1).values / 2)
     angle = torch.where(torch.rand(m) < 0.7, _uniform(-0.25, 0.25, m), _uniform(-0.8, 0.8, m))
+    angle = torch.where(portrait, 0.2 * angle, angle)
+    mirror = torch.where(torch.rand(m) < 0.5, -1.0, 1.0)
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    turn = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
+    turn = torch.stack([cos * mirror, -sin, sin * mirror, cos], 1).view(-1, 2, 2)
     slack = (extent / 2 - 0.42 * head[:, None]).clamp(min=2)
-    where = (cell[:, :2] + cell[:, 2:]) / 2 + _uniform(-1, 1, m, 2) * slack
+    anywhere = _uniform(-1, 1, m, 2) * slack
+    centred = _turned(middle - side / 2, turn) + _uniform(-0.05, 0.05, m, 2) * room[:, None]
+    where = (cell[:, :2] + cell[:, 2:]) / 2 + torch.where(portrait[:, None], centred, anywhere)
 
     y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
     pixels = torch.stack([x.flatten(), y.flatten()])[None] - where[:, :, None]
@@ -189,7 +211,7 @@ def _paste(scene: Scene, slot: int, rows: Tensor, cell: Tensor, faces: FaceSet) 
     square = ((source > 0) & (source < side)).all(1).float()
     away = ((source - centre[:, :, None]) / half[:, :, None] / 1.52).pow(2).sum(1)
     oval = ((1.15 - away) * 4).clamp(0, 1) * square
-    kind = torch.rand(m)[:, None]
+    kind = torch.where(portrait, 1.0, torch.rand(m))[:, None]
     alpha = torch.where(kind < 0.4, square, torch.where(kind < 0.75, oval, torch.ones_like(oval)))
     across = (x >= cell[:, 0, None, None]) & (x < cell[:, 2, None, None])
     within = across & (y >= cell[:, 1, None, None]) & (y < cell[:, 3, None, None])
@@ -197,11 +219,17 @@ def _paste(scene: Scene, slot: int, rows: Tensor, cell: Tensor, faces: FaceSet) 
     scene.images[rows] = torch.lerp(scene.images[rows], patch, alpha)
 
     # The box of a turned head: turn its centre, keep its size. Turned corners would make it too large.
-    moved = where + ((centre - middle)[:, None] @ turn.transpose(1, 2))[:, 0]
+    moved = where + _turned(centre - middle, turn)
     reach = half * zoom[:, None]
-    scene.keypoints[rows, slot] = (points - middle[:, None]) @ turn.transpose(1, 2) + where[:, None]
+    placed = (points - middle[:, None]) @ turn.transpose(1, 2) + where[:, None]
+    scene.keypoints[rows, slot] = torch.where((mirror < 0)[:, None, None], placed[:, _MIRRORED], placed)
     scene.boxes[rows, slot] = torch.cat([moved - reach, moved + reach], 1)
     scene.present[rows, slot] = True
+
+
+def _turned(points: Tensor, turn: Tensor) -> Tensor:
+    """Points [m, 2] times matrices [m, 2, 2]."""
+    return (turn @ points[:, :, None])[:, :, 0]
 
 
 def _cover(scene: Scene, clutter: Clutter, share: float = 0.2) -> None:
