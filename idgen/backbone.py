@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from idgen.adapters.loading import dtype_option
+from idgen.caches import TensorCache
 from idgen.errors import BadRequest, BadWeights, IdgenError, OutOfMemory, WeightsMissing
 
 FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15"}
@@ -78,7 +79,8 @@ class Backbone:
         self.offload = offload
         self.lock = threading.RLock()
         """Held while the sampler runs: one UNet serves one run at a time."""
-        self.text_cache: dict[Any, Any] = {}
+        self.text_cache = TensorCache()
+        """Encoded prompts by prompt; emptied when a LoRA or an embedding may have changed the text encoders."""
         self.preview_map: Tensor | None = None
         self._lora_scales: dict[str, float] = {}
 

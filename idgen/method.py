@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from idgen.caches import TensorCache
 from idgen.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -117,6 +118,9 @@ class Method(ABC):
     def __init__(self, backbone: Backbone, files: Files) -> None:
         self.backbone = backbone
         self.files = files
+        self.cache = TensorCache()
+        """Identity tokens kept across requests, so that the same person with another prompt or seed costs nothing. Keys
+        name the content of what went in, every setting that matters, and the state of the weights."""
         unknown = set(files.options) - set(self.options)
         if unknown:
             known = ", ".join(self.options) or "none"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +13,9 @@ from idgen.backbone import Backbone
 from idgen.errors import BadRequest
 
 _WEIGHT = re.compile(r"\(([^()]+):\s*([0-9]*\.?[0-9]+)\s*\)")
-CACHE_SIZE = 256
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
+class Encoded(NamedTuple):
     """One prompt: ``tokens`` (1, T, D), T a multiple of the encoder's length; ``pooled`` (1, P) or None."""
 
     tokens: Tensor
@@ -56,14 +53,13 @@ def encode_prompt(backbone: Backbone, prompt: str) -> Encoded:
     A prompt that fits the encoder and has no weights takes exactly diffusers' way. Longer ones are encoded in chunks of
     the encoder's length, and weights are applied to the embeddings, both by compel.
     """
-    cache = backbone.text_cache
-    if prompt not in cache:
+
+    def make() -> Encoded:
         parts = split_weights(prompt)
         plain = len(parts) == 1 and parts[0][1] == 1.0 and fits(backbone, prompt)
-        if len(cache) >= CACHE_SIZE:
-            cache.pop(next(iter(cache)))
-        cache[prompt] = _encode_plain(backbone, prompt) if plain else _encode_weighted(backbone, parts)
-    return cache[prompt]
+        return _encode_plain(backbone, prompt) if plain else _encode_weighted(backbone, parts)
+
+    return backbone.text_cache.get(prompt, make)
 
 
 def encode_negative(backbone: Backbone, prompt: str | None) -> Encoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import torch
 
 from idgen.adapters.face_tokens import encode_faces, encode_text, load_text_encoder
 from idgen.adapters.loading import dtype_option
+from idgen.caches import content_key, weights_state
 from idgen.conditioning import Conditioning, TextTokens
 from idgen.errors import BadRequest, BadWeights, WeightsMissing
 from idgen.images import open_photo
@@ -58,16 +60,24 @@ class Arc2Face(Method):
     def text(self, orders: list[Order]) -> TextTokens:
         """Face tokens for the positive half; plain text through the same encoder for the negative."""
         tokenizer = self.backbone.pipe.tokenizer
+        # A textual inversion adds words to the tokenizer; the user's LoRAs do not reach this method's own encoder.
+        state = (weights_state(self.encoder), len(tokenizer))
         positive = []
         for order in orders:
             if order.embedding is None:
                 raise BadRequest("arc2face needs a photo or an identity.", "who")
             rows = order.embedding.reshape(-1, 512)
             value = unit(unit(rows).mean(0)) if self.option["normalise"] else rows.mean(0)
-            positive.append(encode_faces(self.encoder, tokenizer, torch.from_numpy(value)[None]))
+            face = torch.from_numpy(value)[None]
+            make = partial(encode_faces, self.encoder, tokenizer, face)
+            positive.append(self.cache.get((content_key(value), state), make))
         if not orders[0].guided:
             return TextTokens(per_image(orders, positive), None)
-        negative = [encode_text(self.encoder, tokenizer, order.negative_prompt or "") for order in orders]
+        negative = []
+        for order in orders:
+            words = order.negative_prompt or ""
+            make = partial(encode_text, self.encoder, tokenizer, words)
+            negative.append(self.cache.get(("words", words, state), make))
         return TextTokens(per_image(orders, positive), per_image(orders, negative))
 
     def _reference(self, order: Order) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from idgen.adapters.checkpoints import read_adapter
 from idgen.adapters.image_encoder import ImageEncoder
 from idgen.adapters.projections import FacePlusProjection, MLPProjection
+from idgen.caches import content_key, weights_state
 from idgen.conditioning import Conditioning, TokenStream
 from idgen.errors import BadRequest, BadWeights
 from idgen.method import Defaults, Files, Method, Order, Weight, per_image, scales, unit
@@ -59,15 +60,23 @@ class FaceID(Method):
 
     def tokens(self, order: Order) -> tuple[Tensor, Tensor]:
         """Identity tokens (1, N, C) of the person and of nobody (a zero embedding through the same projection)."""
-        embedding = self.embedding(order)
-        return self.adapter.projection(embedding), self.adapter.projection(torch.zeros_like(embedding))
+        rows, project = self.embedding(order), self.adapter.projection
 
-    def embedding(self, order: Order) -> Tensor:
-        """(1, 512)"""
+        def make() -> tuple[Tensor, Tensor]:
+            embedding = self._to_device(rows)
+            return project(embedding), project(torch.zeros_like(embedding))
+
+        return self.cache.get((content_key(rows), weights_state(project)), make)
+
+    def embedding(self, order: Order) -> np.ndarray:
+        """(1, 512) as the projection reads it"""
         rows = self._rows(order)
         if self.option["normalise"]:
             rows = unit(unit(rows).mean(0, keepdims=True))
-        return torch.from_numpy(rows.mean(0, keepdims=True)).to(self.backbone.device, self.backbone.dtype)
+        return rows.mean(0, keepdims=True)
+
+    def _to_device(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows.copy()).to(self.backbone.device, self.backbone.dtype)
 
     def _rows(self, order: Order) -> np.ndarray:
         """The raw embeddings, [k, 512]."""
@@ -89,7 +98,7 @@ class FaceIDPlus(FaceID):
         self.encoder = ImageEncoder.load(files.paths["image_encoder"], backbone.device, backbone.dtype)
 
     def tokens(self, order: Order) -> tuple[Tensor, Tensor]:
-        embedding = self.embedding(order)
+        rows = self.embedding(order)
         who = order.identity
         crop = who.crop if who is not None else None
         if who is not None and crop is not None and crop.size == (256, 256) and self.backbone.family == "sd15":
@@ -99,10 +108,18 @@ class FaceIDPlus(FaceID):
             raise BadRequest(
                 f"{self.name} needs a face crop beside the embedding: make the identity from a photo.", "who"
             )
-        project, weight = self.adapter.projection, order.structure_scale
-        person = project(embedding, self.encoder.patches([crop]), self.shortcut, weight)
-        nobody = project(torch.zeros_like(embedding), self.encoder.blank_patches(), self.shortcut, weight)
-        return person, nobody
+        face, project, weight = crop, self.adapter.projection, order.structure_scale
+        state = weights_state(self.encoder.model)
+
+        def make() -> tuple[Tensor, Tensor]:
+            embedding = self._to_device(rows)
+            # The encoder's features by themselves: another weight of the refinement needs the projection alone.
+            seen = self.cache.get(("patches", content_key(face), state), lambda: self.encoder.patches([face]))
+            blank = self.cache.get(("patches", None, state), self.encoder.blank_patches)
+            person = project(embedding, seen, self.shortcut, weight)
+            return person, project(torch.zeros_like(embedding), blank, self.shortcut, weight)
+
+        return self.cache.get((content_key(rows, face), weight, state, weights_state(project)), make)
 
 
 @register("ip-adapter-faceid")
@@ -154,9 +171,7 @@ class IPAdapterFaceIDPortrait(FaceID):
         "sd15": {"adapter": Weight("ip-adapter-faceid-portrait_sd15")},
     }
 
-    def embedding(self, order: Order) -> Tensor:
+    def embedding(self, order: Order) -> np.ndarray:
         """(1, k, 512): every photo of the person by itself, not their mean."""
         rows = self._rows(order)
-        if self.option["normalise"]:
-            rows = unit(rows)
-        return torch.from_numpy(rows.copy())[None].to(self.backbone.device, self.backbone.dtype)
+        return (unit(rows) if self.option["normalise"] else rows)[None]

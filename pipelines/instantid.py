@@ -11,6 +11,7 @@ from torch import Tensor
 from idgen.adapters.checkpoints import read_adapter
 from idgen.adapters.control import load_controlnet, resize_control
 from idgen.adapters.projections import Resampler
+from idgen.caches import content_key, weights_state
 from idgen.conditioning import Conditioning, ControlBranch, TokenStream
 from idgen.errors import BadRequest, BadWeights
 from idgen.keypoints import draw_keypoints
@@ -71,10 +72,13 @@ class InstantID(Method):
         """(1, N, C). Several embeddings are one sequence of k features (a fused identity), not a batch."""
         if order.embedding is None:
             raise BadRequest("instantid needs a photo or an identity.", "who")
-        rows = torch.from_numpy(order.embedding.reshape(1, -1, 512).copy()).to(
-            self.backbone.device, self.backbone.dtype
-        )
-        return self.adapter.projection(rows), self.adapter.projection(torch.zeros_like(rows))
+        embedding, project = order.embedding.reshape(1, -1, 512), self.adapter.projection
+
+        def make() -> tuple[Tensor, Tensor]:
+            rows = torch.from_numpy(embedding.copy()).to(self.backbone.device, self.backbone.dtype)
+            return project(rows), project(torch.zeros_like(rows))
+
+        return self.cache.get((content_key(embedding), weights_state(project)), make)
 
     def _control_image(self, order: Order) -> Tensor:
         """The five keypoints, drawn as in the original: from the pose given, else from the identity's own photo."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from idgen.adapters.checkpoints import read_adapter
 from idgen.adapters.image_encoder import ImageEncoder
 from idgen.adapters.projections import ImageProjection, PatchProjection, Resampler
+from idgen.caches import content_key, weights_state
 from idgen.conditioning import Conditioning, TokenStream
 from idgen.errors import BadRequest, BadWeights
 from idgen.method import Defaults, Files, Method, Order, Weight, per_image, scales
@@ -47,8 +49,6 @@ class ImagePrompt(Method):
         project = self.adapter.projection
         embedding = order.request.image_embedding
         if embedding is not None:
-            import torch
-
             if not isinstance(project, ImageProjection):
                 raise BadRequest(f"{self.name} reads image patches; it takes no image_embedding.", "image_embedding")
             embedding = torch.as_tensor(embedding).to(self.backbone.device, self.backbone.dtype).reshape(1, -1)
@@ -62,11 +62,17 @@ class ImagePrompt(Method):
             raise BadRequest(f"{self.name} needs an image encoder: load it with image_encoder=FOLDER.", "image_encoder")
         if not order.pictures:
             raise BadRequest(f"{self.name} needs a photo.", "who")
-        if isinstance(project, ImageProjection):
-            tokens = project(self.encoder.embed(list(order.pictures)))
-            return tokens.mean(0, keepdim=True), project(self.encoder.embed([order.pictures[0]]) * 0)
-        tokens = project(self.encoder.patches(list(order.pictures)))
-        return tokens.mean(0, keepdim=True), project(self.encoder.blank_patches())
+        encoder, pictures = self.encoder, list(order.pictures)
+        state = weights_state(encoder.model)
+
+        def make() -> tuple[Tensor, Tensor]:
+            if isinstance(project, ImageProjection):
+                seen = encoder.embed(pictures)
+                return project(seen).mean(0, keepdim=True), project(torch.zeros_like(seen[:1]))
+            blank = self.cache.get(("patches", None, state), encoder.blank_patches)
+            return project(encoder.patches(pictures)).mean(0, keepdim=True), project(blank)
+
+        return self.cache.get((content_key(*pictures), state, weights_state(project)), make)
 
 
 def _weights(sd15: str, sdxl: str, sdxl_encoder: str = "clip-vit-h") -> dict[str, dict[str, Weight]]:
