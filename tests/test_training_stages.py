@@ -243,3 +243,33 @@ def test_interrupted_training_goes_on(folder):
 
 def test_random_captions_are_repeatable():
     assert random_captions(5, 1)[0] == random_captions(5, 1)[0]
+
+
+def test_a_stage_runs_until_its_result_is_there_and_then_never_again(tmp_path, monkeypatch):
+    """Interrupted, it leaves no result and starts again; `data` completes what is missing, so it always runs."""
+    from idgen.training import stages
+    from idgen.training.run import Run
+
+    seen = []
+
+    def work(run):
+        seen.append(run.minutes)
+        if run.minutes < 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "STAGES", {n: stages.Stage(work, f"{n}.done", 0.5) for n in ("generator", "data")})
+    with pytest.raises(KeyboardInterrupt):
+        stages.run_stage("generator", Run(tmp_path, minutes=0.5), [])
+    for minutes in (3, 4):
+        stages.run_stage("generator", Run(tmp_path, minutes=minutes), [])
+        stages.run_stage("data", Run(tmp_path, minutes=10 * minutes), [])
+    assert seen == [0.5, 3, 30, 40]
+
+
+def test_stages_find_what_earlier_ones_left(folder):
+    from idgen.training.artefacts import latent_sets, load_reader
+    from idgen.training.run import Run
+
+    people, held_out = latent_sets(Run(folder))
+    assert not torch.equal(people.parameters, held_out.parameters)
+    assert load_reader(Run(folder)) is None

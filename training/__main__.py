@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 
 from . import stages
+from .preparing_stages import sheet
+from .run import Run
 from .workers import join_workers
 
 
@@ -34,7 +36,7 @@ def main() -> None:
     if o.device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    run = stages.Run(o.root, o.device, o.minutes, o.workers, o.shards, group)
+    run = Run(o.root, o.device, o.minutes, o.workers, o.shards, group)
 
     def command(name: str, minutes: float) -> list[str]:
         return [
@@ -50,7 +52,7 @@ def main() -> None:
         ]
 
     if o.stage == "sheet":
-        stages.sheet(run)
+        sheet(run)
     elif o.stage == "examples":
         from .examples import write
 

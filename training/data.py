@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ def render_shard(split: str, index: int, *, device: str = "cpu", compiled: bool 
     people = sample_people(SHARD_PEOPLE, seed)
     n = SHARD_PEOPLE * PER_PERSON
     first = torch.arange(n) % PER_PERSON == 0
-    labels = sample_nuisances(n, seed).labels
+    labels: dict[str, Any] = dict(sample_nuisances(n, seed).labels)
     for name in ("style", "glasses", "hat", "pose"):
         labels[name][first] = 0
     circumstances = sample_nuisances(n, seed, **labels)
@@ -103,8 +104,12 @@ def load(root: Path, split: str, limit: int | None = None) -> RenderSet:
         raise FileNotFoundError(f"no {split} shards in {root}: run `python -m idgen.training data` first")
     parts = [read_shard(p) for p in paths]
     return RenderSet(
-        *(torch.cat([getattr(p, name) for p in parts]) for name in ("images", "keypoints", "boxes", "masks", "people")),
-        {k: torch.cat([p.attributes[k] for p in parts]) for k in ATTRIBUTES},
+        images=torch.cat([p.images for p in parts]),
+        keypoints=torch.cat([p.keypoints for p in parts]),
+        boxes=torch.cat([p.boxes for p in parts]),
+        masks=torch.cat([p.masks for p in parts]),
+        people=torch.cat([p.people for p in parts]),
+        attributes={k: torch.cat([p.attributes[k] for p in parts]) for k in ATTRIBUTES},
     )
 
 

@@ -32,6 +32,12 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     return (x.T if flip else x).to(g.dtype)
 
 
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """A parameter's gradient, once :meth:`Optimiser.step` has seen to it that there is one."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 class Optimiser:
     """Gradient averaging over workers, clipping, Muon or AdamW steps.
 
@@ -90,12 +96,13 @@ class Optimiser:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         if self.workers.count > 1:
-            flat = torch.cat([p.grad.flatten() for p in self.parameters] + ([extra] if extra is not None else []))
+            gradients = [_gradient(p) for p in self.parameters]
+            flat = torch.cat([g.flatten() for g in gradients] + ([extra] if extra is not None else []))
             self.workers.mean_(flat)
             at = 0
-            for p in self.parameters:
-                p.grad.copy_(flat[at : at + p.numel()].view_as(p))
-                at += p.numel()
+            for g in gradients:
+                g.copy_(flat[at : at + g.numel()].view_as(g))
+                at += g.numel()
             extra = flat[at:].clone() if extra is not None else None
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         for group in self.rest.param_groups:
@@ -112,9 +119,10 @@ class Optimiser:
             return
         updates = [torch.zeros_like(p) for p in self.matrices]
         for i, (p, m) in enumerate(zip(self.matrices, self.momentum)):
-            m.lerp_(p.grad, 0.05)
+            gradient = _gradient(p)
+            m.lerp_(gradient, 0.05)
             if self.owner[i] == self.workers.rank:
-                g = p.grad.lerp(m, 0.95).reshape(p.shape[0], -1)
+                g = gradient.lerp(m, 0.95).reshape(p.shape[0], -1)
                 updates[i].copy_((orthogonalise(g) * (0.2 * max(g.shape) ** 0.5)).view_as(p))
         if self.workers.count > 1:
             flat = self.workers.sum_(torch.cat([u.flatten() for u in updates]))

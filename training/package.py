@@ -7,16 +7,17 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import arc2face, instantid
+from .artefacts import load_autoencoder, load_generator, load_text
 from .backbone import load_as_float, save_sd15, save_xl
 from .face_image import FaceImage, save_image_encoder
 from .generator import Generator
 from .loop import load_averaged
-from .stages import Run, load_autoencoder, load_generator, load_text
+from .run import Run
 
 LARGEST = 15_000_000
 """Bytes of the largest file that may be written."""

@@ -134,7 +134,7 @@ def train(
     regress: float = 4.0,
     device: str = "cpu",
 ) -> nn.Module:
-    """Train a recogniser for so many minutes, write a checkpoint to ``out`` now and then, and return it in eval mode.
+    """Train a recogniser for so many minutes, write it to ``out`` and return it in eval mode.
 
     start: checkpoint to go on from (the class centres are then taken from its embeddings). regress: weight of the
     regression of the identity parameters, 0 switches it off. The learning rate falls to 0 along half a cosine over
@@ -164,7 +164,7 @@ def train(
     ]
     optimiser = torch.optim.AdamW(groups, lr=rate)
     photos = (faces.style == 0).nonzero().flatten()
-    begun, step, saved = time.monotonic(), 0, 0.0
+    begun, step = time.monotonic(), 0
     mean = {"loss": 0.0, "right": 0.0, "error": 0.0}
     while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:
         for group in optimiser.param_groups:
@@ -196,9 +196,6 @@ def train(
             spent = time.monotonic() - begun
             report = "  ".join(f"{k} {v:.3f}" for k, v in mean.items())
             print(f"{kind} step {step}  {spent:.0f} s  {spent / step:.3f} s/step  {report}", flush=True)
-        if out is not None and time.monotonic() - saved > 60:
-            saved = time.monotonic()
-            _save(net, kind, out)
     if out is not None:
         _save(net, kind, out)
     return net.eval()

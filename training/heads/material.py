@@ -83,7 +83,7 @@ def surface(x: Tensor, y: Tensor, z: Tensor, rotation: Tensor, shape: Tensor, pa
     m_hat = (p.hat < torch.minimum(nearest, p.glasses)).to(x.dtype)
     rib = 0.5 + 0.5 * torch.sin(34 * torch.atan2(hx, hz + 0.12))
 
-    rgb = []
+    rgb: list[Tensor] = []
     for k, ch in enumerate("rgb"):
         hair, lips, iris_c = c[f"hair_{ch}"], c[f"lips_{ch}"], c[f"iris_{ch}"]
         v = c[f"skin_{ch}"] * (1 - flush * (0.0, 0.28, 0.28)[k])
@@ -108,4 +108,6 @@ def surface(x: Tensor, y: Tensor, z: Tensor, rotation: Tensor, shape: Tensor, pa
     drawn = 0.22 * paint.brow + 0.35 * paint.inner + 0.30 * paint.line + 0.15 * paint.lips + 0.30 * lash
     drawn = drawn + 0.2 * paint.beard * whisker + 0.2 * paint.moustache + 0.15 * paint.wrinkle
     face = bare * (1 - m_torso) * (1 - m_glasses) * (1 - m_hat) * (p.skin < p.neck + 0.02).to(x.dtype) + m_eye
-    return Surface(*rgb, carve - bare * drawn, m_eye, m_hair, m_torso + m_hat, m_glasses, paint.lips * bare, face)
+    red, green, blue = rgb
+    cloth, lips = m_torso + m_hat, paint.lips * bare
+    return Surface(red, green, blue, carve - bare * drawn, m_eye, m_hair, cloth, m_glasses, lips, face)
