@@ -53,8 +53,9 @@ def build(
     from idgen.demo.create import create_tab
     from idgen.demo.history import history_tab
     from idgen.demo.offers import offers
+    from idgen.demo.uploads import Blocks
 
-    with gr.Blocks(title="idgen", analytics_enabled=False, delete_cache=SWEEP, fill_width=True) as blocks:
+    with Blocks(title="idgen", analytics_enabled=False, delete_cache=SWEEP, fill_width=True) as blocks:
         state = gr.State(Session(), delete_callback=Session.close)
         page = Page(engine, offers(base, ready), extractor or default_extractor, state)
         gr.HTML(HEADER, padding=False)

@@ -40,3 +40,17 @@ def test_with_keys_the_demo_asks_for_one(tmp_path: Path) -> None:
             assert stranger.post("/login", data={"username": "ada", "password": KEY}).status_code == 200
             assert stranger.get("/config").json()["title"] == "idgen"
         page_and_api_live_together(server, KEY)
+
+
+@pytest.mark.parametrize("place", ["here", "http://photos.example.com/a.png"])
+def test_the_demo_opens_uploaded_files_only(tmp_path: Path, place: str) -> None:
+    secrets = tmp_path / "keys.txt"
+    secrets.write_text("a-secret-key\n")
+    named = {"path": str(secrets) if place == "here" else place, "meta": {"_type": "gradio.FileData"}}
+    photo = [{"image": {**named, "path": named["path"].replace("keys.txt", "photo.png")}, "caption": None}]
+    with running(tmp_path, demo=True) as server, server.client() as client:
+        for data in ([[], named, None, PLAIN], [photo, None, None, PLAIN], [[], None, [named], PLAIN]):
+            event = client.post("/gradio_api/call/batch", json={"data": data}).json()["event_id"]
+            answer = client.get(f"/gradio_api/call/batch/{event}").text
+            assert "Upload the file itself" in answer, answer[:2000]
+            assert "a-secret-key" not in answer
