@@ -57,7 +57,7 @@ class DecoupledProcessor:
         return attn.to_out[0](out.transpose(1, 2).reshape(n, length, -1))
 
 
-def attention_names(unet: nn.Module) -> list[str]:
+def attention_names(unet: Any) -> list[str]:
     """All attention layers in the order that numbers the keys of public files: down, up and then the middle block."""
     names = [k.removesuffix(".processor") for k in unet.attn_processors]
     rank = {"down_blocks": 0, "up_blocks": 1, "mid_block": 2}
@@ -89,7 +89,7 @@ class IdentityKeyValues(nn.Module):
         processors = {}
         for i, name in enumerate(attention_names(unet)):
             if str(i) in self.layers:
-                pair = self.layers[str(i)]
+                pair: Any = self.layers[str(i)]
                 processors[f"{name}.processor"] = DecoupledProcessor(pair["to_k_ip"], pair["to_v_ip"])
             else:
                 processors[f"{name}.processor"] = DecoupledProcessor()

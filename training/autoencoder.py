@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor, nn
 
 from .data import RenderSet
@@ -94,6 +94,7 @@ class LatentNorm(nn.Module):
 def fold(model: AutoencoderTiny, norm: LatentNorm) -> None:
     """Multiply the latent normalisation into the encoder's last convolution and reset it."""
     last = model.encoder.layers[-1]
+    assert isinstance(last, nn.Conv2d) and last.bias is not None
     scale = (norm.var + 1e-5).rsqrt()
     last.weight.mul_(scale.view(-1, 1, 1, 1))
     last.bias.copy_((last.bias - norm.mean) * scale)
@@ -162,14 +163,15 @@ def train(
     """
     workers = workers or Workers()
     torch.manual_seed(11)
-    model = (AutoencoderTiny.from_pretrained(start) if start else build(size)).to(device)
+    model = AutoencoderTiny.from_pretrained(start) if start else build(size)
+    model.to(device)  # type: ignore[arg-type]  # diffusers' wrapper hides that this is a method
     norm = LatentNorm().to(device)
     norm.workers = workers
     if decoder_only:
         model.encoder.requires_grad_(False)
         norm.eval()
         norm.var.fill_(1 - 1e-5)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # as above
     shown = to_range(validation.images[:64]).to(device)
 
     def look() -> dict[str, float]:

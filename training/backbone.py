@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderTiny,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from .autoencoder import LATENT_CHANNELS
@@ -66,10 +65,11 @@ def save_xl(
     folder: Path, unet: UNet2DConditionModel, vae: AutoencoderTiny, text: TextEncoders, shard: str = "14MB"
 ) -> None:
     """Write a folder that ``StableDiffusionXLPipeline.from_pretrained`` reads, fp16, no file over ``shard``."""
-    pipe = StableDiffusionXLPipeline(
-        vae=vae, text_encoder=text.one, text_encoder_2=text.two, tokenizer=text.tokenizer, tokenizer_2=text.tokenizer,
-        unet=unet, scheduler=scheduler(), add_watermarker=False, force_zeros_for_empty_prompt=False,
-    )  # fmt: skip
+    parts: dict[str, Any] = {
+        "vae": vae, "text_encoder": text.one, "text_encoder_2": text.two, "tokenizer": text.tokenizer,
+        "tokenizer_2": text.tokenizer, "unet": unet, "scheduler": scheduler(),
+    }  # fmt: skip
+    pipe = StableDiffusionXLPipeline(**parts, add_watermarker=False, force_zeros_for_empty_prompt=False)
     _save_half(pipe, folder, shard)
 
 
@@ -82,11 +82,11 @@ def save_sd15(
     shard: str = "14MB",
 ) -> None:
     """Write a folder that ``StableDiffusionPipeline.from_pretrained`` reads, fp16, no file over ``shard``."""
-    pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler(), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    _save_half(pipe, folder, shard)
+    parts: dict[str, Any] = {
+        "vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler(),
+        "safety_checker": None, "feature_extractor": None,
+    }  # fmt: skip
+    _save_half(StableDiffusionPipeline(**parts, requires_safety_checker=False), folder, shard)
 
 
 def _save_half(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, folder: Path, shard: str) -> None:

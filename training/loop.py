@@ -87,8 +87,9 @@ class Loop:
         numbers = torch.tensor([*shown.values(), now], dtype=torch.float32, device=loss.device)
         after = self.fraction
         falling = 1.0 if after < 1 - self.decay else max(0.02, (1 - after) / self.decay)
-        _, numbers = self.optimiser.step(self.rate * min(1.0, (self.steps + 1) / self.warmup) * falling, numbers)
-        *values, self.fraction = numbers.tolist()
+        _, averaged = self.optimiser.step(self.rate * min(1.0, (self.steps + 1) / self.warmup) * falling, numbers)
+        assert averaged is not None  # it was given numbers
+        *values, self.fraction = averaged.tolist()
         self.steps += 1
         self.samples += samples * self.workers.count
         keep = min(self.averaging, (self.steps + 1) / (self.steps + 10))

@@ -24,13 +24,14 @@ class FaceIdProjector(nn.Module):
     def __init__(self, width: int = CONTEXT, tokens: int = TOKENS) -> None:
         super().__init__()
         self.tokens, self.width = tokens, width
-        self.proj = nn.Sequential(nn.Linear(EMBEDDING, EMBEDDING), nn.GELU(), nn.Linear(EMBEDDING, tokens * width))
+        first, last = nn.Linear(EMBEDDING, EMBEDDING), nn.Linear(EMBEDDING, tokens * width)
+        self.proj = nn.Sequential(first, nn.GELU(), last)
         self.norm = nn.LayerNorm(width)
         # Entries of a unit vector are about .04: without larger weights the first layer would see next to nothing.
-        nn.init.normal_(self.proj[0].weight, std=1.0)
-        nn.init.zeros_(self.proj[0].bias)
-        nn.init.normal_(self.proj[2].weight, std=0.05)
-        nn.init.normal_(self.proj[2].bias, std=0.05)
+        nn.init.normal_(first.weight, std=1.0)
+        nn.init.zeros_(first.bias)
+        nn.init.normal_(last.weight, std=0.05)
+        nn.init.normal_(last.bias, std=0.05)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return self.norm(self.proj(embeddings).view(len(embeddings), self.tokens, self.width))
