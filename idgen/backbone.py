@@ -79,6 +79,11 @@ class Backbone:
         self.offload = offload
         self.lock = threading.RLock()
         """Held while the sampler runs: one UNet serves one run at a time."""
+        self.overlap = _may_overlap(pipe.vae, self.device, offload)
+        """Whether pictures may be decoded while the next are denoised: on CUDA, unless offloading moves the models to
+        and fro, or tiles and slices say that memory is scarce. A CPU has nothing to gain: one run keeps it busy."""
+        self._vae_lock = threading.Lock()
+        self._stream: Any = None
         self.text_cache = TensorCache()
         """Encoded prompts by prompt; emptied when a LoRA or an embedding may have changed the text encoders."""
         self.preview_map: Tensor | None = None
@@ -229,19 +234,45 @@ class Backbone:
         latents = posterior.mean + posterior.std * noise.to(posterior.mean)
         return self._scale(latents.to(self.dtype))
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, ready: Any = None) -> Tensor:
         """Scaled latents (B, c, h, w) to pixels (B, 3, H, W) float32 in 0..1, on the CPU.
 
+        Args:
+            ready: the CUDA event after which the latents are computed, when another thread computes them; where
+                decoding may overlap with denoising it is then awaited, and nothing that was queued later.
         Raises:
             OutOfMemory: names what to lower.
         """
-        with explain_out_of_memory():
-            image = self.vae.decode(self._unscale(latents).to(self.vae.dtype)).sample
-        image = (image.float() / 2 + 0.5).clamp(0, 1).cpu()
+        image = self._decode_beside(latents, ready) if self.overlap else None
+        if image is None:
+            with self.lock, explain_out_of_memory():
+                image = self._decode(latents)
         if image.isnan().any():
             raise IdgenError("the VAE overflowed (the image would be black): use dtype bfloat16 or float32.")
         return image
+
+    def _decode_beside(self, latents: Tensor, ready: Any) -> Tensor | None:
+        """Decode without the sampler's lock, on CUDA on a stream of its own; ``None`` where memory is too small for
+        both at once."""
+        with self._vae_lock:
+            try:
+                if self.device.type != "cuda":
+                    return self._decode(latents)
+                self._stream = self._stream or torch.cuda.Stream(self.device)
+                if ready is None:
+                    self._stream.wait_stream(torch.cuda.current_stream(self.device))
+                else:
+                    self._stream.wait_event(ready)
+                latents.record_stream(self._stream)  # its memory must not be given away while this stream reads it
+                with torch.cuda.stream(self._stream):
+                    return self._decode(latents)
+            except torch.OutOfMemoryError:
+                return None
+
+    @torch.no_grad()
+    def _decode(self, latents: Tensor) -> Tensor:
+        image = self.vae.decode(self._unscale(latents).to(self.vae.dtype)).sample
+        return (image.float() / 2 + 0.5).clamp(0, 1).cpu()
 
     def _scale(self, latents: Tensor) -> Tensor:
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
@@ -250,6 +281,11 @@ class Backbone:
     def _unscale(self, latents: Tensor) -> Tensor:
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         return latents / self.vae.config.scaling_factor + shift
+
+
+def _may_overlap(vae: Any, device: torch.device, offload: str | None) -> bool:
+    scarce = getattr(vae, "use_tiling", False) or getattr(vae, "use_slicing", False)
+    return device.type == "cuda" and offload is None and not scarce
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The engine: one thread owns the models; requests wait in a bounded queue and share UNet calls where they can.
+"""The engine: one thread runs the UNet; requests wait in a bounded queue and share UNet calls where they can.
 
 The demo, the HTTP service and the cluster all stand on it. It knows threads only, nothing of asyncio.
 """
@@ -14,42 +14,24 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from idgen.batching import batch_key
-from idgen.errors import BadRequest, Cancelled, IdgenError
-from idgen.jobs import Busy, DeadlineExceeded, EngineClosed, Job, Progress, State
+from idgen.errors import BadRequest, Cancelled, IdgenError, OutOfMemory
+from idgen.jobs import Busy, DeadlineExceeded, EngineClosed, Job, Progress, State, Stats
 from idgen.memory import forgetting
+from idgen.overlap import Finisher
 
 if TYPE_CHECKING:
+    from idgen.overlap import Denoised
     from idgen.pipeline import Pipeline
+    from idgen.portrait import Portrait
     from idgen.request import Request
     from idgen.sampler import Step
 
 __all__ = ["Busy", "DeadlineExceeded", "Engine", "EngineClosed", "Job", "Progress", "Stats"]
 
 log = logging.getLogger("idgen.engine")
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What an engine has done since it started."""
-
-    queued: int
-    """jobs that wait now"""
-    running: int
-    """jobs in the UNet call that runs now"""
-    served: int
-    failed: int
-    cancelled: int
-    rejected: int
-    """refused because the queue was full"""
-    images: int
-    batch_sizes: dict[int, int]
-    """images in one sampler run -> how many such runs"""
-    busy_s: float
-    """seconds in which the models worked"""
 
 
 class Engine:
@@ -91,6 +73,8 @@ class Engine:
         self._loading = threading.Lock()
         self._queue: deque[Job] = deque()
         self._running: list[Job] = []
+        self._finishing: list[Job] = []
+        self._finisher = Finisher()
         self._closed = False
         self._counts: Counter[str] = Counter()
         self._batch_sizes: Counter[int] = Counter()
@@ -160,7 +144,7 @@ class Engine:
             served, failed, cancelled, rejected, images = (
                 self._counts[name] for name in ("done", "failed", "cancelled", "rejected", "images")
             )
-            running = sum(not job.done for job in self._running)
+            running = len({job.id for job in [*self._running, *self._finishing] if not job.done})
             sizes = dict(self._batch_sizes)
             return Stats(
                 len(self._queue), running, served, failed, cancelled, rejected, images, sizes, round(self._busy_s, 3)
@@ -209,7 +193,7 @@ class Engine:
 
     def _all(self) -> list[Job]:
         with self._lock:
-            return [*self._running, *self._queue]
+            return [*self._running, *self._finishing, *self._queue]
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -235,8 +219,9 @@ class Engine:
                     each = seconds / len(jobs)
                     self._seconds_per_job = 0.7 * (self._seconds_per_job or each) + 0.3 * each
                     # Behind the others: a request for many images does not keep requests for one waiting.
-                    self._queue.extend(job for job in jobs if not job.done)
+                    self._queue.extend(job for job in jobs if job.parts)
                 jobs = []  # do not keep their pictures alive while waiting
+        self._finisher.close()
 
     def _next(self) -> list[Job] | None:
         """Wait for work: the first job in the queue and all that fit into one UNet call with it."""
@@ -322,21 +307,60 @@ class Engine:
             return True
 
         try:
-            with nullcontext() if self.keep_inputs else forgetting():
-                results = pipeline.generate_many(parts, callback=after_step)
+            denoised = pipeline.denoise(parts, callback=after_step)
         except Cancelled:
             return
+        except OutOfMemory:
+            if not self._finisher.wait():
+                raise
+            denoised = pipeline.denoise(parts, callback=after_step)  # beside a decoding it did not fit; alone it may
         with self._lock:
             self._batch_sizes[sum(part.n for part in parts)] += 1
-            self._counts["images"] += sum(part.n for part in parts)
-        for job, portraits in zip(jobs, results):
-            with self._lock:
-                if job.done:
+            for job in jobs:
+                if not job.done:
+                    job.parts.popleft()
+            self._finishing.extend(jobs)
+        deliver = functools.partial(self._deliver, pipeline, jobs, denoised)
+        if pipeline.backbone.overlap:
+            self._finisher.submit(deliver)
+        else:
+            deliver()
+
+    def _deliver(self, pipeline: Pipeline, jobs: Sequence[Job], denoised: Denoised) -> None:
+        """Hand each job its portraits, or the error that they ended in. Never raises."""
+        try:
+            if all(job.done for job in jobs):
+                return
+            for job, made in zip(jobs, self._portraits(pipeline, denoised)):
+                if isinstance(made, Exception):
+                    self._fail(job, made)
                     continue
-                job.portraits.extend(portraits)
-                job.parts.popleft()
-            if not job.parts:
-                self.finish(job, "done")
+                with self._lock:
+                    if job.done:
+                        continue
+                    job.portraits.extend(made)
+                    self._counts["images"] += len(made)
+                    complete = len(job.portraits) == job.request.n
+                if complete:
+                    self.finish(job, "done")
+        except Exception as error:
+            log.exception("the engine failed")
+            for job in jobs:
+                self.finish(job, "failed", error)
+        finally:
+            with self._lock:
+                for job in jobs:
+                    self._finishing.remove(job)
+
+    def _portraits(self, pipeline: Pipeline, denoised: Denoised) -> list[list[Portrait] | Exception]:
+        try:
+            with nullcontext() if self.keep_inputs else forgetting():
+                return [*pipeline.finish(denoised)]
+        except Exception as error:
+            if len(denoised.orders) == 1:
+                return [error]
+        # One of them cannot be finished, or together they are too large: each gets its own answer.
+        return [self._portraits(pipeline, part)[0] for part in denoised.parts()]
 
     def _publish(self, step: Step, jobs: Sequence[Job], sizes: list[int], spent: float) -> None:
         due = [job.preview_every > 0 and (step.index + 1) % job.preview_every == 0 and not job.done for job in jobs]

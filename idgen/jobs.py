@@ -1,4 +1,4 @@
-"""Jobs: what :meth:`idgen.engine.Engine.submit` returns, and the errors of a queue."""
+"""Jobs: what :meth:`idgen.engine.Engine.submit` returns, the numbers and the errors of a queue."""
 
 from __future__ import annotations
 
@@ -52,6 +52,26 @@ class Progress:
     """a PIL image for each picture in the making, when this step is one that shows them"""
     eta_s: float
     """estimated seconds until the last step is done"""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine has done since it started."""
+
+    queued: int
+    """jobs that wait now"""
+    running: int
+    """jobs in the UNet call that runs now"""
+    served: int
+    failed: int
+    cancelled: int
+    rejected: int
+    """refused because the queue was full"""
+    images: int
+    batch_sizes: dict[int, int]
+    """images in one sampler run -> how many such runs"""
+    busy_s: float
+    """seconds in which the models worked"""
 
 
 class Job:

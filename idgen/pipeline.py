@@ -19,6 +19,7 @@ from idgen.faces import FaceExtractor
 from idgen.identity import UNKNOWN, Identity
 from idgen.images import open_photo
 from idgen.method import Method, Order
+from idgen.overlap import Denoised
 from idgen.pictures import is_drawing, is_picture, mask_of, pixels_of
 from idgen.portrait import Portrait
 from idgen.provenance import provenance
@@ -105,31 +106,55 @@ class Pipeline:
         """
         if output not in ("image", "latent"):
             raise BadRequest(f"output is {output!r}; choose 'image' or 'latent'.", "output")
+        denoised = self.denoise(requests, callback=callback, latents=latents, speed=speed)
+        return denoised.latents.float().cpu() if output == "latent" else self.finish(denoised)
+
+    def denoise(
+        self,
+        requests: Sequence[Request | Order],
+        *,
+        callback: Callback | None = None,
+        latents: Tensor | None = None,
+        speed: str | Levers | None = None,
+    ) -> Denoised:
+        """The first half of :meth:`generate_many`, up to the final latents; it alone needs the UNet.
+
+        Args, Raises: as for :meth:`generate_many`.
+        """
         orders = [each if isinstance(each, Order) else self.order(each) for each in requests]
         self._check_batch(orders)
         conditioning = self.condition(orders)
         start, generators = self._start(orders, latents)
         first = orders[0]
         levers = self.levers if speed is None else choose_levers(speed).at_load_of(self.levers)
-        with self.backbone.lock:
-            final = sample(
-                self.backbone,
-                conditioning,
-                start,
-                make_scheduler(first.scheduler, self.backbone.scheduler),
-                steps=first.steps,
-                guidance=first.guidance,
-                generators=generators,
-                callback=callback,
-                attention=self.attention,
-                levers=levers,
-            )
-            if output == "latent":
-                return final.float().cpu()
-            # About a megapixel at a time: the decoder is what needs most memory.
-            together = max(1, 2**20 // (first.width * first.height))
-            pixels = torch.cat([self.backbone.decode(rows) for rows in final.split(together)])
-        return self._portraits(orders, pixels, levers)
+        final = sample(
+            self.backbone,
+            conditioning,
+            start,
+            make_scheduler(first.scheduler, self.backbone.scheduler),
+            steps=first.steps,
+            guidance=first.guidance,
+            generators=generators,
+            callback=callback,
+            attention=self.attention,
+            levers=levers,
+        )
+        ready = torch.cuda.current_stream(final.device).record_event() if final.is_cuda else None
+        return Denoised(orders, final, levers, ready)
+
+    def finish(self, denoised: Denoised) -> list[list[Portrait]]:
+        """The second half: decode and measure the likeness. May run in another thread than :meth:`denoise`.
+
+        Returns:
+            A list of portraits for each order.
+        Raises:
+            OutOfMemory, IdgenError: as :meth:`idgen.backbone.Backbone.decode`.
+        """
+        first = denoised.orders[0]
+        # About a megapixel at a time: the decoder is what needs most memory.
+        rows = denoised.latents.split(max(1, 2**20 // (first.width * first.height)))
+        pixels = torch.cat([self.backbone.decode(each, denoised.ready) for each in rows])
+        return self._portraits(denoised.orders, pixels, denoised.levers)
 
     def condition(self, orders: Sequence[Order]) -> Conditioning:
         """The conditioning of one run: of all methods, merged."""

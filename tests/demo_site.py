@@ -40,7 +40,7 @@ class Site:
             self._base = self._base or tiny.backbone()
             files = tiny.FILES.get(name, {})
             pipeline = idgen.load(name, base=self._base, faces=default_extractor(), **files)
-        render = pipeline.generate_many
+        render = pipeline.denoise
 
         def slowed(requests: Any, *, callback: Any = None, **options: Any) -> Any:
             self.requests += requests
@@ -52,7 +52,7 @@ class Site:
 
             return render(requests, callback=after, **options)
 
-        pipeline.generate_many = slowed  # type: ignore[method-assign]
+        pipeline.denoise = slowed  # type: ignore[method-assign]
         return pipeline
 
 

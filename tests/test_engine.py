@@ -33,6 +33,13 @@ class Gate:
         return tiny.shared(PIPELINE if name == "auto" else name)
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["in turn", "overlapped"])
+def overlap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Every test holds whether pictures are decoded between two runs or beside the next; the latter as on CUDA."""
+    monkeypatch.setattr(tiny.shared(PIPELINE).backbone, "overlap", request.param)
+    return request.param
+
+
 @pytest.fixture
 def gate() -> Iterator[Gate]:
     gate = Gate()
@@ -178,10 +185,12 @@ def test_a_batch_that_cannot_run_together_is_run_one_by_one(gate: Gate) -> None:
 
         def order(self, request: Request) -> None: ...
 
-        def generate_many(self, requests: list[Request], callback: Any) -> Any:
+        def denoise(self, requests: list[Request], callback: Any) -> Any:
             if len(requests) > 1:
                 raise BadRequest("too many at once", "n")
-            return tiny.shared(PIPELINE).generate_many(requests, callback=callback)
+            return tiny.shared(PIPELINE).denoise(requests, callback=callback)
+
+        finish = tiny.shared(PIPELINE).finish
 
     def load(name: str) -> Any:
         gate(name)
@@ -210,7 +219,7 @@ def test_a_bug_in_a_method_fails_the_request_and_the_engine_lives_on(caplog: pyt
     class Broken:
         name = "broken"
 
-        def generate_many(self, requests: Any, callback: Any) -> Any:
+        def denoise(self, requests: Any, callback: Any) -> Any:
             raise ZeroDivisionError("oops")
 
     with Engine(lambda name: Broken() if name == "broken" else tiny.shared(name)) as engine:  # type: ignore[arg-type,return-value]
@@ -227,13 +236,15 @@ def test_cancelling_a_running_job_stops_the_sampler_within_two_steps() -> None:
         name = PIPELINE
         backbone = tiny.shared(PIPELINE).backbone
 
-        def generate_many(self, requests: Any, callback: Any) -> Any:
+        def denoise(self, requests: Any, callback: Any) -> Any:
             def count(step: Any) -> Any:
                 nonlocal steps
                 steps += 1
                 return callback(step)
 
-            return tiny.shared(PIPELINE).generate_many(requests, callback=count)
+            return tiny.shared(PIPELINE).denoise(requests, callback=count)
+
+        finish = tiny.shared(PIPELINE).finish
 
     with Engine(lambda name: Counting()) as engine:  # type: ignore[arg-type,return-value]
         job = engine.submit(order(0, steps=200))

@@ -220,7 +220,7 @@ def test_an_unexpected_failure_tells_no_secrets(
         raise RuntimeError("secret path /srv/models")
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.engine.pipeline(PLAIN), "generate_many", broken)
+        patch.setattr(server.engine.pipeline(PLAIN), "denoise", broken)
         answer = client.post("/v1/portraits", json=ORDER)
     refused(answer, 500, "internal_error")
     assert "secret" not in answer.text

@@ -1,0 +1,61 @@
+"""Finishing pictures beside the next denoising: the UNet need not wait for the VAE, nor for the face recogniser.
+
+One worker thread decodes the latents of one run and measures the likeness while the engine's thread already denoises
+the next. At most one run is in its hands, so memory grows by one decoding and by no queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from idgen.method import Order
+    from idgen.speed import Levers
+
+
+@dataclass(frozen=True, eq=False)
+class Denoised:
+    """What :meth:`~idgen.pipeline.Pipeline.denoise` made, for :meth:`~idgen.pipeline.Pipeline.finish`."""
+
+    orders: list[Order]
+    latents: Tensor
+    """(B, c, h, w), the images of the first order first"""
+    levers: Levers
+    """those of the run, for the record"""
+    ready: Any
+    """the CUDA event after which the latents are computed; ``None`` elsewhere"""
+
+    def parts(self) -> list[Denoised]:
+        """Each order by itself."""
+        rows = self.latents.split([len(order.seeds) for order in self.orders])
+        return [Denoised([order], part, self.levers, self.ready) for order, part in zip(self.orders, rows)]
+
+
+class Finisher:
+    """A thread that does one piece of work after the other; whoever brings the next waits until the last is done."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "idgen-finish")
+        self._work: Future[None] | None = None
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Start ``work``, which handles its own errors, once what was brought before is done."""
+        self.wait()
+        self._work = self._pool.submit(work)
+
+    def wait(self) -> bool:
+        """Wait until nothing is in work. Returns whether there was something."""
+        busy = self._work is not None and not self._work.done()
+        if self._work is not None:
+            self._work.result()
+        self._work = None
+        return busy
+
+    def close(self) -> None:
+        """Finish what is in work and end the thread."""
+        self._pool.shutdown()
