@@ -35,7 +35,16 @@ def to_bytes(identity: Identity) -> bytes:
         metadata["name"] = identity.name
     if identity.keypoints_size is not None:
         metadata["keypoints_size"] = json.dumps(identity.keypoints_size)
-    return save(tensors, metadata)
+    return _ordered(save(tensors, metadata))
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same file with its header in alphabetical order: safetensors shuffles the metadata, and equal identities
+    must be equal bytes, for they are kept by their hash."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors' bytes stay aligned
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def from_bytes(data: bytes, source: str = "this") -> Identity:

@@ -60,6 +60,9 @@ class _Extractor:
     def face(self, source, pick="largest") -> Face:
         return self.faces[int(np.asarray(source)[0, 0])]
 
+    def face_of_each(self, sources, pick="largest") -> list[Face]:
+        return [self.face(source, pick) for source in sources]
+
 
 def _around(seed: int, noise: float, count: int) -> list[np.ndarray]:
     """Raw embeddings of one person: `noise` 1 means a cosine of about .7 to the centre, .5 to each other."""
@@ -513,3 +516,9 @@ def test_importing_these_modules_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_equal_identities_are_equal_bytes():
+    face = Identity(np.linspace(-1, 1, 512), np.arange(10.0).reshape(5, 2), name="Ada", keypoints_size=(64, 48))
+    assert len({face.to_bytes() for _ in range(20)}) == 1
+    assert Identity.from_bytes(face.to_bytes()) == face
