@@ -7,10 +7,12 @@ shared. The inputs themselves lie in idgen's data folder.
 from __future__ import annotations
 
 import hashlib
-import os
+import logging
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from PIL import Image
 from idgen.errors import BadImage, BadRequest
 from idgen.identity import Identity
 from idgen.weights.store import Store
+
+log = logging.getLogger("idgen")
 
 
 def _folder() -> Path:
@@ -40,40 +44,53 @@ def forgetting() -> Iterator[None]:
 
 
 def remember(thing: Identity | Image.Image | np.ndarray) -> str:
-    """Keep an input and return its name, ``<sha256>.<kind>``. Keeping it twice costs nothing."""
-    folder = _folder()
-    if _keeping.get():
-        folder.mkdir(parents=True, exist_ok=True)
+    """Keep an input and return its name, ``<sha256>.<kind>``. Keeping it twice costs nothing.
+
+    Where it cannot be kept, on a full disk or in a folder that may not be written, a warning says what that costs: a
+    portrait is never lost for it.
+    """
     if isinstance(thing, Identity):
-        if not _keeping.get():
-            return f"{hashlib.sha256(thing.to_bytes()).hexdigest()}.safetensors"
-        return _remember_identity(thing, folder)
-    if isinstance(thing, np.ndarray):
-        points = np.ascontiguousarray(thing, dtype="<f4")
-        data, kind = points.tobytes(), "points"
+        data, kind = thing.to_bytes(), "safetensors"
+    elif isinstance(thing, np.ndarray):
+        data, kind = np.ascontiguousarray(thing, dtype="<f4").tobytes(), "points"
     else:
         rgb = thing.convert("RGB")
         data, kind = f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes(), "png"
-    path = folder / f"{hashlib.sha256(data).hexdigest()}.{kind}"
-    if _keeping.get() and not path.exists():
-        temporary = path.with_name(f".{path.name}.part")
-        if kind == "png":
-            thing.save(temporary, "PNG")  # type: ignore[union-attr]
-        else:
-            temporary.write_bytes(data)
-        temporary.replace(path)
-    return path.name
-
-
-def _remember_identity(identity: Identity, folder: Path) -> str:
-    temporary = folder / f".{os.getpid()}-{id(identity)}.part.safetensors"
-    try:
-        identity.save(temporary)
-        name = f"{hashlib.sha256(temporary.read_bytes()).hexdigest()}.safetensors"
-        temporary.replace(folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
+    name = f"{hashlib.sha256(data).hexdigest()}.{kind}"
+    if _keeping.get():
+        try:
+            _keep(_folder() / name, thing if isinstance(thing, Image.Image) else data)
+        except OSError as error:
+            _warn(_folder(), error.strerror or str(error))
     return name
+
+
+@lru_cache(maxsize=8)
+def _warn(folder: Path, reason: str) -> None:
+    """Once is enough: a batch has thousands of portraits."""
+    log.warning(
+        "the photo or identity cannot be kept in %s (%s): to render this portrait again with --like, give it again. "
+        "IDGEN_HOME names another folder.",
+        folder,
+        reason,
+    )
+
+
+def _keep(path: Path, content: Image.Image | bytes) -> None:
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own, for another process may be keeping the same photo at this moment.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            content.save(temporary, "PNG")
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def recall(name: str) -> Any:
