@@ -16,6 +16,11 @@ from typing import Any, Literal
 
 from idgen.errors import BadRequest, BadWeights, WeightsMissing
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _THRESHOLD = 0.5  # the score of a detection; insightface's own default
@@ -51,6 +56,23 @@ def find_pack(pack: Path) -> Path:
             return found[0]
     holds = f"only {', '.join(seen)}" if seen else "no .onnx file"
     raise BadWeights(f"{pack} holds no face detector, {holds}. A pack is a folder of .onnx files; {_PULL}.")
+
+
+def preferred_size(folder: Path) -> int | None:
+    """Return the size of the first look that a pack asks for: `detection_size = N` in its `pack.toml`, if it has one.
+
+    Packs trained on whole photos, as all public ones are, say nothing. Raises `BadWeights` for a file that is no such.
+    """
+    file = folder / "pack.toml"
+    if not file.is_file():
+        return None
+    try:
+        size = tomllib.loads(file.read_text(encoding="utf-8"))["detection_size"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BadWeights(f"{file} cannot be read ({error!r}): it holds one line, detection_size = 640.") from None
+    if type(size) is not int or not 32 <= size <= 4096 or size % 32:
+        raise BadWeights(f"{file}: detection_size is {size!r}; it is a multiple of 32, 32..4096.")
+    return size
 
 
 def find_recogniser(pack: Path, folder: Path) -> Path:

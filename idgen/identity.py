@@ -84,7 +84,7 @@ class Identity:
             from idgen.api import default_extractor
 
             extractor = default_extractor()
-        faces = [extractor.face(source, pick) for source in sources]
+        faces = extractor.face_of_each(sources, pick) if len(sources) > 1 else [extractor.face(sources[0], pick)]
         embedding, best = combine(faces, sources)
         return cls(
             embedding,

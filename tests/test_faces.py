@@ -137,9 +137,9 @@ def _found(extractor: FaceExtractor, size: tuple[int, int], box: tuple[int, int,
 
 
 def test_a_face_that_is_too_large_for_the_first_look_is_found_with_a_smaller_size(extractor, monkeypatch):
-    sizes, inner = [], extractor._detector._look
+    sizes, inner = [], extractor.detector._look
     monkeypatch.setattr(
-        extractor._detector, "_look", lambda pixels, size, where: sizes.append(size) or inner(pixels, size, where)
+        extractor.detector, "_look", lambda pixels, size, where: sizes.append(size) or inner(pixels, size, where)
     )
     _found(extractor, (800, 800), (100, 100, 700, 500), 4)
     assert sizes == [640, 320]
@@ -201,13 +201,13 @@ def test_photos_are_read_with_the_same_distrust_as_everywhere(extractor, tmp_pat
 class _Counter:
     def __init__(self, extractor: FaceExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
-        inner = extractor._detector.detect
+        inner = extractor.detector.detect
 
         def counted(pixels):
             self.calls += 1
             return inner(pixels)
 
-        monkeypatch.setattr(extractor._detector, "detect", counted)
+        monkeypatch.setattr(extractor.detector, "detect", counted)
 
 
 def test_a_thousand_uses_of_one_photo_extract_once(folder, monkeypatch, tmp_path):
@@ -273,13 +273,130 @@ def test_many_threads_asking_for_one_photo_extract_once_and_agree(folder, monkey
 def test_a_failure_is_not_remembered(folder, monkeypatch):
     extractor = FaceExtractor(folder, device="cpu")
     with monkeypatch.context() as broken:
-        broken.setattr(extractor._detector, "detect", lambda pixels: (_ for _ in ()).throw(BadWeights("for once")))
+        broken.setattr(extractor.detector, "detect", lambda pixels: (_ for _ in ()).throw(BadWeights("for once")))
         with pytest.raises(BadWeights):
             extractor.face(_group())
     assert extractor.face(_group()).score > 0.5
 
 
+# Many photos.
+
+
+def _many(tmp_path: Path) -> list:
+    photo((300, 200), cyan=(20, 30, 90, 110)).save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    nobody = Image.new("RGB", (64, 64))
+    single = [photo((64, 64), magenta=(16, 16, 40, 48 - step)) for step in range(20)]
+    return [_group(), tmp_path / "a.png", tmp_path / "b.jpg", nobody, *single, _group(), tmp_path / "missing.png"]
+
+
+def test_many_photos_give_what_each_gives_alone_in_their_order_and_bad_ones_their_error(folder, extractor, tmp_path):
+    photos = _many(tmp_path)
+    found = list(FaceExtractor(folder, device="cpu").extract_many(photos))
+    assert len(found) == len(photos)
+    for each, source in zip(found, photos):
+        try:
+            alone = extractor.faces(source)
+        except (BadImage, NoFaceFound) as error:
+            assert type(each) is type(error) and str(each) == str(error)
+            continue
+        assert len(each) == len(alone)
+        for one, other in zip(each, alone):
+            assert np.array_equal(one.box, other.box) and np.array_equal(one.keypoints, other.keypoints)
+            assert one.score == other.score and one.photo.size == other.photo.size
+            np.testing.assert_allclose(one.embedding, other.embedding, rtol=1e-5, atol=1e-5)
+
+
+def test_many_photos_are_searched_once_each_and_remembered(folder, monkeypatch, tmp_path):
+    extractor = FaceExtractor(folder, device="cpu")
+    counter = _Counter(extractor, monkeypatch)
+    list(extractor.extract_many(_many(tmp_path)))
+    assert counter.calls == 23, "26 photos, of which two cannot be read and one comes twice"
+    extractor.faces(_group())
+    list(extractor.extract_many(_many(tmp_path)))
+    assert counter.calls == 23
+
+
+def test_many_crops_are_recognised_in_one_run_where_the_batch_axis_is_free(folder, monkeypatch):
+    extractor = FaceExtractor(folder, device="cpu")
+    crops = [face.crop(112) for face in extractor.faces(_group())]
+    runs, inner = [], extractor._model.get_feat
+    monkeypatch.setattr(extractor._model, "get_feat", lambda rows: runs.append(len(rows)) or inner(rows))
+    together = extractor.embed_many(crops * 6)
+    assert runs == [16, 2] and together.shape == (18, 512) and together.dtype == np.float32
+    alone = np.stack([extractor.embed(crop) for crop in crops])
+    np.testing.assert_allclose(together, np.tile(alone, (6, 1)), rtol=1e-5, atol=1e-5)
+    assert extractor.embed_many([]).shape == (0, 512)
+
+
+@pytest.mark.parametrize("batch", [1, "n"])
+def test_a_recogniser_made_for_one_crop_sees_one_at_a_time(tmp_path, batch):
+    """Also one whose batch axis is free by name only, as some exports are."""
+    detector(tmp_path / "pack" / "det.onnx")
+    recogniser(tmp_path / "pack" / "rec.onnx", batch=batch, reshape=True)
+    extractor = FaceExtractor(tmp_path / "pack", device="cpu")
+    (found,) = extractor.extract_many([_group()])
+    alone = FaceExtractor(tmp_path / "pack", device="cpu").faces(_group())
+    assert len(alone) == 3
+    assert all(np.array_equal(one.embedding, other.embedding) for one, other in zip(found, alone))
+
+
+def test_threads_with_many_photos_in_opposite_order_neither_wait_forever_nor_search_twice(folder, monkeypatch):
+    extractor = FaceExtractor(folder, device="cpu")
+    counter = _Counter(extractor, monkeypatch)
+    pictures = [photo((200, 200), magenta=(20, 20, 80, 90 + step)) for step in range(20)]
+    results = {}
+
+    def work(order: int) -> None:
+        results[order] = [found[0].embedding for found in extractor.extract_many(pictures[::order])][::order]
+
+    threads = [threading.Thread(target=work, args=(order,), daemon=True) for order in (1, -1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert counter.calls == 20 and len(results) == 2
+    assert all(np.array_equal(one, other) for one, other in zip(results[1], results[-1]))
+
+
+def test_a_model_that_fails_on_many_photos_is_tried_again_the_next_time(folder, monkeypatch):
+    extractor = FaceExtractor(folder, device="cpu")
+    pictures = [photo((64, 64), magenta=(16, 16, 40, 48)), _group()]
+    for part, name in ((extractor.detector, "detect"), (extractor, "embed_many")):
+        with monkeypatch.context() as broken:
+            broken.setattr(part, name, lambda given: (_ for _ in ()).throw(BadWeights("for once")))
+            with pytest.raises(BadWeights):
+                list(extractor.extract_many(pictures))
+    assert [len(found) for found in extractor.extract_many(pictures)] == [1, 3]
+
+
+def test_one_face_of_each_photo_is_picked_as_from_each_alone(extractor):
+    pictures = [_group(), photo((640, 480), cyan=(300, 50, 350, 120))]
+    faces = extractor.face_of_each(pictures, (325, 80))
+    assert [face.box[0] for face in faces] == [extractor.face(each, (325, 80)).box[0] for each in pictures]
+    with pytest.raises(NoFaceFound, match=r"1 face\(s\)"):
+        extractor.face_of_each(pictures, 2)
+    with pytest.raises(BadRequest):
+        extractor.face_of_each(pictures, "smallest")
+
+
 # Packs on disk.
+
+
+def test_a_pack_may_name_the_size_of_the_first_look_and_a_caller_decides_otherwise(tmp_path):
+    folder = pack(tmp_path / "pack")
+    assert FaceExtractor(folder, device="cpu").detector.size == 640, "what the original pipelines look with"
+    (folder / "pack.toml").write_text("detection_size = 256\n")
+    assert FaceExtractor(folder, device="cpu").detector.size == 256
+    assert FaceExtractor(folder, device="cpu", detection_size=320).detector.size == 320
+
+
+@pytest.mark.parametrize("text", ["detection_size = 100", "size = 256", "detection_size = '256'", "no toml"])
+def test_a_pack_file_that_makes_no_sense_is_bad_weights_and_named(tmp_path, text):
+    folder = pack(tmp_path / "pack")
+    (folder / "pack.toml").write_text(text)
+    with pytest.raises(BadWeights, match=r"pack\.toml"):
+        FaceExtractor(folder, device="cpu")
 
 
 def test_the_nested_layout_of_antelopev2_is_understood_and_left_as_it_is(tmp_path):
@@ -413,7 +530,7 @@ def test_options_out_of_their_bounds_are_refused_by_name(folder, options):
 
 def test_another_detection_size_is_used_first(folder):
     small = FaceExtractor(folder, device="cpu", detection_size=320)
-    sizes = [size for size, _ in small._detector._looks(1000, 1000)]
+    sizes = [size for size, _ in small.detector._looks(1000, 1000)]
     assert sizes[0] == 320 and small.face(_group()).score > 0.5
 
 

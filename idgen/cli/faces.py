@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from idgen.errors import BadImage, BadRequest, NoFaceFound
+from idgen.errors import BadRequest
 
 if TYPE_CHECKING:
     from idgen.faces import Face, FaceExtractor
@@ -30,13 +30,11 @@ def faces(
     extractor = extractor_from(pack, recogniser)
     targets = _targets(photos, draw)
     reports, failed = [], False
-    for photo, target in zip(photos, targets):
-        try:
-            found = extractor.faces(photo)
-        except (BadImage, NoFaceFound) as error:
+    for photo, target, found in zip(photos, targets, extractor.extract_many(photos)):
+        if not isinstance(found, list):
             failed = True
-            reports.append({"photo": str(photo), "faces": [], "error": str(error)})
-            typer.echo(f"error: {error}", err=True)
+            reports.append({"photo": str(photo), "faces": [], "error": str(found)})
+            typer.echo(f"error: {found}", err=True)
             continue
         report = _report(photo, found, extractor)
         reports.append(report)
