@@ -82,6 +82,13 @@ def test_events_tell_queue_progress_previews_and_the_portraits(client: httpx.Cli
         assert same(picture(base64.b64decode(one["image"])), picture(base64.b64decode(other["image"])))
 
 
+def test_the_accept_header_asks_for_previews_too(client: httpx.Client) -> None:
+    with client.stream(
+        "POST", "/v1/portraits", json={**ORDER, "previews": 1}, headers={"accept": "text/event-stream"}
+    ) as answer:
+        assert [data for event, data in events_of(answer) if event == "progress" and data.get("previews")]
+
+
 def test_the_accept_header_asks_for_events_too(client: httpx.Client) -> None:
     response = client.post("/v1/portraits", json=ORDER, headers={"accept": "text/event-stream"})
     assert [name for name, _ in events_of(response)][-1] == "done"
@@ -259,3 +266,34 @@ def test_image_to_image_starts_from_the_picture(client: httpx.Client) -> None:
     assert answer.status_code == 200
     plain = client.post("/v1/portraits", json=ORDER).json()["portraits"][0]["image"]
     assert not same(picture(base64.b64decode(answer.json()["portraits"][0]["image"])), picture(base64.b64decode(plain)))
+
+
+def test_what_would_be_ignored_is_refused(client: httpx.Client) -> None:
+    files = {"image": ("a.png", photo())}
+    identity = client.post("/v1/identities", files={"photo": photo()}).json()["id"]
+    for form, field in (({"mask": "text"}, "mask"), ({"identity": identity}, "identity")):
+        answer = client.post("/v1/images/edits", data={"prompt": "x", "model": FACEID, **form}, files=files)
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == field
+    two = [("photo", photo()), ("photo", photo())]
+    answer = client.post("/v1/identities", files=two, data={"face": "0"})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "face"
+
+
+def test_one_damaged_identity_does_not_hide_the_others(tmp_path: Path) -> None:
+    with running(tmp_path) as server, server.client() as client:
+        first, second = (client.post("/v1/identities", files={"photo": photo()}).json()["id"] for _ in range(2))
+        (tmp_path / "identities" / "everybody" / f"{first}.safetensors").write_bytes(b"damaged")
+        listed = client.get("/v1/identities")
+        assert listed.status_code == 200
+        assert [each["id"] for each in listed.json()["data"]] == [second]
+
+
+def test_a_combination_is_served_where_it_is_named_and_never_twice_the_same_part(tmp_path: Path) -> None:
+    both = f"{FACEID}+instantid"
+    with running(tmp_path, pipelines=(both,), preload=False) as server, server.client() as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [both]
+        assert client.get(f"/v1/models/{both}").status_code == 200
+        assert client.get("/v1/models/instantid").status_code == 404
+    with running(tmp_path) as server, server.client() as client:
+        assert client.get(f"/v1/models/{FACEID}+{PLAIN}").status_code == 200
+        assert client.get(f"/v1/models/{FACEID}+{FACEID}").status_code == 404

@@ -18,7 +18,9 @@ def page_and_api_live_together(server: Running, key: str | None = None) -> None:
         order = {"prompt": "x", "pipeline": PLAIN, **tiny.SMALL}
         assert client.post("/v1/portraits", json=order).status_code == 200
         assert client.get("/healthz").json() == {"status": "ok"}
-        assert client.get("/v1/nothing").status_code == 404
+        for missing in (client.get("/v1/nothing"), client.post("/v1/embeddings", json={})):
+            assert missing.status_code == 404
+            assert missing.json()["error"]["code"] == "not_found"
 
 
 def test_the_demo_is_at_the_root_and_the_api_beside_it(tmp_path: Path) -> None:

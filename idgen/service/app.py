@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -75,8 +75,9 @@ def create_app(settings: ServiceSettings | None = None, engine: Engine | None = 
     for module in (openai_api, portraits, people):
         app.include_router(module.router)
     _add_operations(app, registry, public=settings.metrics_public)
-    if settings.demo and (mounted := _mount_demo(app, service)):
-        return mounted
+    if settings.demo:
+        _add_not_found(app)
+        return _mount_demo(app, service) or app
     return app
 
 
@@ -141,6 +142,14 @@ def _add_operations(app: FastAPI, registry: CollectorRegistry, public: bool) -> 
             raise ApiError(404, "there is no such picture, or not any more.", "not_found", "name")
         headers = {"cache-control": "private, max-age=3600", "x-content-type-options": "nosniff"}
         return Response(found[0], media_type=f"image/{found[1]}", headers=headers)
+
+
+def _add_not_found(app: FastAPI) -> None:
+    """What is no route of the API, the demo at ``/`` would answer in a shape that clients cannot read."""
+
+    @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    def nothing(request: Request) -> None:
+        raise ApiError(404, f"there is no {request.method} {request.url.path}; see /docs.", "not_found")
 
 
 def _mount_demo(app: FastAPI, service: Service) -> FastAPI | None:

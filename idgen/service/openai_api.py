@@ -86,6 +86,8 @@ async def edits(request: Request, service: ServiceOf, owner: Orderer) -> Respons
         texts = {key: value for key, value in form.items() if key not in ("image", "image[]", "mask")}
         if not all(isinstance(upload, UploadFile) for upload in uploads):
             raise ApiError(400, "image must be a file.", "invalid_field", "image")
+        if mask_file is not None and not isinstance(mask_file, UploadFile):
+            raise ApiError(400, "mask must be a file.", "invalid_field", "mask")
         photos.check_count(len(uploads), service.settings, "image")
         files = [await upload.read() for upload in uploads if isinstance(upload, UploadFile)]
         mask_data = await mask_file.read() if isinstance(mask_file, UploadFile) else None
@@ -96,6 +98,8 @@ async def edits(request: Request, service: ServiceOf, owner: Orderer) -> Respons
     people = [await photos.checked(data, service.settings, "image") for data in files]
     fields: dict[str, Any] = {"who": people}
     if order.identity is not None:
+        if people and mask_data is None:  # a masked photo is what is changed, whoever it then shows
+            raise ApiError(400, "give image or identity, not both.", "invalid_field", "identity")
         fields["who"] = service.shelf.get(owner, order.identity)
     elif not people:
         raise ApiError(400, "an edit needs a photo in image, or identity.", "missing_image", "image")

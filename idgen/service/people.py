@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, File, Form, UploadFile
 
+from idgen.errors import BadWeights
 from idgen.faces import Face
 from idgen.identity import Identity
 from idgen.images import open_photo
 from idgen.service import photos
+from idgen.service.errors import ApiError
 from idgen.service.openai_api import ERRORS
 from idgen.service.schemas import Deleted, FaceData, FacesAnswer, IdentityData, IdentityList
 from idgen.service.state import Caller, Service, ServiceOf
 
+log = logging.getLogger("idgen.service")
 router = APIRouter(prefix="/v1", tags=["People"], responses=ERRORS)
 T = TypeVar("T")
 
@@ -41,6 +45,8 @@ async def enrol(
 ) -> IdentityData:
     """Enrol a person. Kept are the embeddings, five keypoints and the face's crop; the photos are not."""
     photos.check_count(len(photo), service.settings, "photo")
+    if face is not None and len(photo) > 1:
+        raise ApiError(400, "face is for a single photo; send the others cut to the person.", "invalid_field", "face")
     files = [await photos.checked(await upload.read(), service.settings, "photo") for upload in photo]
 
     def make() -> Identity:
@@ -60,8 +66,15 @@ async def enrol(
 @router.get("/identities")
 def identities(service: ServiceOf, owner: Caller) -> IdentityList:
     """The caller's identities."""
-    shelf = service.shelf
-    return IdentityList(data=[_identity(service, owner, name, shelf.get(owner, name)) for name in shelf.names(owner)])
+    shelf, data = service.shelf, []
+    for name in shelf.names(owner):
+        try:
+            data.append(_identity(service, owner, name, shelf.get(owner, name)))
+        except ApiError:  # deleted in this moment
+            continue
+        except BadWeights as error:  # one damaged file must not hide the others
+            log.error("%s", error)
+    return IdentityList(data=data)
 
 
 @router.get("/identities/{identity_id}")

@@ -35,8 +35,9 @@ also previews, base64 JPEG), `portrait` (as in the answer without `stream`) for 
 async def portraits(order: PortraitsOrder, request: Request, service: ServiceOf, owner: Orderer) -> Response:
     """Make portraits of one person, given by photos or by an enrolled identity."""
     made = service.order(await _fields(order, service, owner))
-    job = service.submit(made, order.deadline, order.previews if order.stream else 0)
-    if order.stream or "text/event-stream" in request.headers.get("accept", ""):
+    stream = order.stream or "text/event-stream" in request.headers.get("accept", "")
+    job = service.submit(made, order.deadline, order.previews if stream else 0)
+    if stream:
         return streamed(job, _events(job, order.output_format))
     started = time.monotonic()
     made_portraits = await finished(job, request)

@@ -61,7 +61,12 @@ class Service:
                 return self.settings.pipelines[0] if self.settings.pipelines else "auto"
             name = "text-to-image"
         allowed = self.names()
-        for part in name.split("+"):
+        if name in allowed:
+            return name
+        parts = name.split("+")
+        if len(set(parts)) < len(parts):  # each combination stays loaded, so there must not be endlessly many
+            raise ApiError(404, f"{name!r} names a pipeline twice.", "model_not_found", param)
+        for part in parts:
             try:
                 method(part)
             except BadRequest as error:
