@@ -36,11 +36,14 @@ from idgen.locate import locate
 from idgen.request import Request
 from idgen.training.attributes import load_reader, visible
 from idgen.training.data import PER_PERSON, RenderSet, read_shard, render_shard, shard_path, write_shard
+from idgen.training.expression import load_judge
+from idgen.training.facedata import align
 from idgen.training.heads import ATTRIBUTES, caption, describe, landmarks, render, sample_nuisances
 from idgen.training.sheets import save_sheet, to_pil
 
 HERE = Path(__file__).parent
 READER = HERE / "mini_attributes.safetensors"
+EXPRESSIONS = HERE / "mini_expression.safetensors"
 SHARDS = HERE.parent / "runs" / "mini" / "shards"
 """Where the test people's renders are kept between runs: drawing them takes minutes on a CPU."""
 PIPELINES = ("ip-adapter-faceid-plusv2", "instantid", "arc2face")
@@ -77,10 +80,11 @@ class People:
 
 
 class Judge:
-    """Finds the face in a picture and embeds it with the scorer, along idgen's own path for photos."""
+    """Finds the face in a picture as idgen does in photos, embeds it with the scorer, reads its expression."""
 
     def __init__(self) -> None:
         self.extractor = FaceExtractor(locate("mini-faces"), locate("mini-scorer"), device="cpu")
+        self.expressions = load_judge(EXPRESSIONS)
 
     def look(self, image: Image.Image) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Unit embedding [512] and keypoints [5, 2] of the largest face, or two ``None``."""
@@ -89,6 +93,16 @@ class Judge:
         except NoFaceFound:
             return None, None
         return face.normed, face.keypoints
+
+    def expression(self, images: torch.Tensor) -> torch.Tensor:
+        """Class of the expression in each picture [n, 3, 128, 128] in 0..1, -1 where no face is found: [n]."""
+        found = torch.full((len(images),), -1)
+        for i, image in enumerate(images):
+            keypoints = self.look(to_pil(image))[1]
+            if keypoints is not None:
+                crop = align(image[None] * 255, torch.from_numpy(keypoints)[None].float())
+                found[i] = self.expressions(crop).argmax()
+        return found
 
     def likeness(self, images: Sequence[Image.Image], who: Sequence[int], people: People) -> dict[str, float]:
         """Cosine to the own and to the other people's references, rank-1, and how many faces were found at all."""
@@ -185,7 +199,7 @@ def measure_likeness(pipeline: str, people: People, judge: Judge, out: Path, por
 
 
 def measure_prompts(people: People, judge: Judge, out: Path, portraits: int) -> dict[str, Any]:
-    """Share of attributes that the reader finds as the prompt ordered; beside it, on real renders, the reader's own."""
+    """Share of attributes that the readers find as the prompt ordered; beside it, on real renders, the readers' own."""
     reader = load_reader(READER)
     result: dict[str, Any] = {"portraits": portraits}
     for name, shares, count in (
@@ -202,7 +216,7 @@ def measure_prompts(people: People, judge: Judge, out: Path, portraits: int) -> 
         made = torch.stack([_pixels(x) for x in generate(PIPELINES[0], orders)])
         shown = visible(labels)
         for kind, images in (("obeyed", made), ("reader", twins(people, who, nuisances))):
-            found = reader.read(images)
+            found = reader.read(images) | {"expression": judge.expression(images)}
             right = {k: (found[k] == labels[k]) & shown[k] for k in ATTRIBUTES}
             result[f"{name}_{kind}"] = {k: float(right[k].sum() / shown[k].sum()) for k in ATTRIBUTES if shown[k].any()}
         pairs = [x for i in range(min(12, count)) for x in (_pixels(people.photos[who[i]]), made[i])]

@@ -17,6 +17,7 @@ from idgen.training.heads import identity_parameters, render, sample_nuisances, 
 
 FACES = Path(__file__).parent.parent / "weights" / "mini" / "faces"
 READER = Path(__file__).parent.parent / "benchmarks" / "mini_attributes.safetensors"
+EXPRESSIONS = Path(__file__).parent.parent / "benchmarks" / "mini_expression.safetensors"
 SEED = 4_000_000
 """People of no split: neither trained on nor benchmarked."""
 shipped = pytest.mark.skipif(not (FACES / "scorer" / "scorer.onnx").exists(), reason="mini's face models are not here")
@@ -278,3 +279,13 @@ def test_attributes_are_read() -> None:
     found = accuracy(load_reader(READER), few())
     assert min(found[k] for k in ("background", "shirt", "glasses", "hat")) > 0.9
     assert min(found[k] for k in ("expression", "pose")) > 0.7
+
+
+@pytest.mark.skipif(not EXPRESSIONS.exists(), reason="the expression judge's weights are not here")
+def test_expressions_are_read_off_aligned_faces() -> None:
+    from idgen.training.expression import load_judge
+    from idgen.training.facedata import align
+
+    faces = few()
+    found = load_judge(EXPRESSIONS)(align(faces.images.float(), faces.keypoints)).argmax(1)
+    assert (found == faces.attributes["expression"]).float().mean() > 0.9

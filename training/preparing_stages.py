@@ -142,7 +142,7 @@ def train_reader(run: Run) -> None:
 
 def train_expression(run: Run) -> None:
     """The expression reader."""
-    people = FaceSet.read(run.root / "shards", "train", 45)
+    people = FaceSet.read(run.root / "shards", "train", expression.TEACHER_SHARDS)
     held_out = FaceSet.read(run.root / "shards", "validation", 1)
     batch = 64 if run.kind == "cpu" else 256
     model = expression.train(people, held_out, run.root, run.minutes, device=run.device, batch=batch)
