@@ -8,10 +8,12 @@ projections of both can be taken over side by side.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -64,7 +66,9 @@ class FaceTokens(nn.Module):
         self.register_buffer("blank", blank, persistent=False)
         self.at = int((ids[0] == placeholder_id(tokenizer)).nonzero()[0])
         # The embedding of a word is about 22 long; a unit embedding at the same place would hardly be heard.
-        nn.init.normal_(self.encoder.get_input_embeddings().weight, std=EMBEDDING**-0.5)
+        words = self.encoder.get_input_embeddings()
+        assert isinstance(words, nn.Embedding)
+        nn.init.normal_(words.weight, std=EMBEDDING**-0.5)
 
     def forward(self, embeddings: Tensor, nobody: Tensor | None = None) -> Tensor:
         """Unit embeddings [n, 512] -> context [n, L, 512]; rows with ``nobody`` get the empty prompt."""
@@ -94,7 +98,8 @@ def pretrain_encoders(
     128..255.
     """
     torch.manual_seed(91)
-    encoder = build_encoder(text.tokenizer).to(device)
+    encoder = build_encoder(text.tokenizer)
+    encoder.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that this is a method
     faces = FaceTokens(text.tokenizer).to(device)
     text = text.to(device).eval().requires_grad_(False)
     projector = generator.projector.to(device).eval().requires_grad_(False)
@@ -142,7 +147,8 @@ def from_xl(generator: Generator, text: TextEncoders) -> UNet2DConditionModel:
     """
     device = next(generator.unet.parameters()).device
     source = generator.unet
-    unet = build_unet(EMBEDDING, xl=False, channels=tuple(source.config.block_out_channels)).to(device)
+    unet = build_unet(EMBEDDING, xl=False, channels=tuple(source.config["block_out_channels"]))
+    unet.to(device)  # type: ignore[arg-type]  # diffusers' wrapper hides that this is a method
     state, own = source.state_dict(), unet.state_dict()
     for key, value in state.items():
         if key in own and own[key].shape == value.shape:
@@ -151,7 +157,7 @@ def from_xl(generator: Generator, text: TextEncoders) -> UNet2DConditionModel:
     for name in attention_names(source):
         if not name.endswith("attn2"):
             continue
-        pair = generator.keys.layers[numbers[name]]
+        pair: Any = generator.keys.layers[numbers[name]]
         for kind, adapter in (("to_k", "to_k_ip"), ("to_v", "to_v_ip")):
             wide = torch.zeros_like(own[f"{name}.{kind}.weight"])
             wide[:, :CONTEXT] = state[f"{name}.{kind}.weight"]
@@ -190,11 +196,12 @@ def train(
     workers = workers or Workers()
     torch.manual_seed(92)
     encoder, faces = encoders or (build_encoder(text.tokenizer), FaceTokens(text.tokenizer))
-    encoder.to(device).eval().requires_grad_(False)
+    encoder.eval().requires_grad_(False).to(device)
     faces.to(device).train().requires_grad_(True)
-    unet = from_xl(generator, text).to(device).train().requires_grad_(True)
+    unet = from_xl(generator, text).train().requires_grad_(True)
+    unet.to(device)  # type: ignore[arg-type]  # diffusers' wrapper hides that this is a method
     attach_plain(unet)
-    unet.to(memory_format=torch.channels_last)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # as above
     prompter, noise = Prompter(text, device, seed=workers.rank), Noise(device)
     photos = data.photo.nonzero().flatten()
 
@@ -278,7 +285,7 @@ def sample_faces(
     x = torch.stack([torch.randn(8, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(n)]).to(device)
     nobody = torch.cat([torch.zeros(n), torch.ones(n)]).bool().to(device)
     context = faces(torch.cat([embeddings, embeddings]), nobody)
-    plan = scheduler()
+    plan: Any = scheduler()
     plan.set_timesteps(steps)
     for t in plan.timesteps:
         v = unet(torch.cat([x, x]), t.to(device).expand(2 * n), encoder_hidden_states=context).sample.float()

@@ -62,7 +62,8 @@ def train(
     """Train on the rows of ``faces`` from ``first`` on; resumable by ``root / name``. Returns the averaged network in
     eval mode."""
     torch.manual_seed(seed)
-    reader = ExpressionReader(widths).to(device).to(memory_format=torch.channels_last)
+    reader = ExpressionReader(widths).to(device)
+    reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     expression = faces.attributes["expression"]
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor, nn
 
 from .attention import IdentityKeyValues
@@ -34,7 +34,7 @@ class Generator(nn.Module):
 
     def __init__(self, channels: tuple[int, ...] | None = None) -> None:
         super().__init__()
-        self.unet = build_unet(**({"channels": channels} if channels else {}))
+        self.unet = build_unet(channels=channels) if channels else build_unet()
         self.keys = IdentityKeyValues(self.unet)
         self.projector = FaceIdProjector()
         self.keys.attach(self.unet)
@@ -78,7 +78,7 @@ def times(n: int, done: float, device: torch.device | str) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    generator: Generator,
+    generator: nn.Module,
     prompter: Prompter,
     prompts: Sequence[str],
     tokens: Tensor,
@@ -99,7 +99,7 @@ def sample(
     x = x.to(device)
     context, pooled = prompter([*prompts, *[""] * n])
     both = torch.cat([tokens, none.expand_as(tokens)])
-    plan = scheduler()
+    plan: Any = scheduler()
     plan.set_timesteps(steps)
     for t in plan.timesteps:
         with torch.autocast(torch.device(device).type, torch.bfloat16):
@@ -144,7 +144,7 @@ def train(
     model = Generator(channels)
     model.projector.load_state_dict(projector.state_dict())
     model.to(device).train()
-    model.unet.to(memory_format=torch.channels_last)
+    model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # diffusers' wrapper hides that this is a method
     prompter = Prompter(text.to(device), device, seed=workers.rank)
     noise = Noise(device)
     kind = torch.device(device).type

@@ -7,11 +7,13 @@ projections. IdentityNet starts as a copy of the UNet's encoder and is trained w
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, ControlNetModel
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from torch import Tensor, nn
 
 from idgen.adapters.projections import HEAD_WIDTH, Resampler
@@ -89,7 +91,8 @@ def build_identity_net(generator: Generator) -> ControlNetModel:
     small.load_state_dict(state, strict=False)
     for i, name in enumerate(attention_names(generator.unet)):
         if name.endswith("attn2") and not name.startswith("up_blocks"):
-            attn, pair = small.get_submodule(name), generator.keys.layers[str(i)]
+            attn: Any = small.get_submodule(name)
+            pair: Any = generator.keys.layers[str(i)]
             attn.to_k.load_state_dict(pair["to_k_ip"].state_dict())
             attn.to_v.load_state_dict(pair["to_v_ip"].state_dict())
     # A control signal that starts at exactly zero twice (embedding and residuals) is learned late.
@@ -133,6 +136,7 @@ class Controlled(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, tokens: Tensor, scale: float = 1.0
     ) -> Tensor:
+        assert self.control is not None
         control = self.control if len(self.control) == len(x) else torch.cat([self.control, self.control])
         extra = residuals(self.net, x, t, tokens, pooled, control)
         return self.generator(x, t, context, pooled, tokens, scale, **extra)
@@ -160,7 +164,8 @@ def train_identity_net(
     torch.manual_seed(81)
     generator = generator.to(device).eval().requires_grad_(False)
     resampler = resampler.to(device).eval().requires_grad_(False)
-    net = build_identity_net(generator).to(device).train().to(memory_format=torch.channels_last)
+    net = build_identity_net(generator).train()
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[arg-type]  # diffusers' wrapper hides that this is a method
     model = Controlled(generator, net)
     prompter, noise = Prompter(text.to(device), device, seed=workers.rank), Noise(device)
 

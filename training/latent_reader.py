@@ -94,7 +94,8 @@ def train(
 ) -> LatentReader:
     """Train on noised latents: what a generator predicts is never clean."""
     torch.manual_seed(41)
-    reader = LatentReader().to(device).to(memory_format=torch.channels_last)
+    reader = LatentReader().to(device)
+    reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     # A margin between people (CosFace) is what makes the embedding's cosine worth raising; regression alone is lax.
     def losses(source: LatentSet, n: int) -> tuple[Tensor, Tensor, Tensor]:
