@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -93,15 +96,29 @@ def _encoders(backbone: Backbone) -> list[tuple[Any, Any]]:
 def fits(backbone: Backbone, prompt: str) -> bool:
     """Whether a prompt needs no second chunk in any of the backbone's encoders."""
     converted = _convert(backbone, prompt)
-    return all(
-        len(tokenizer(text)["input_ids"]) <= tokenizer.model_max_length
-        for (tokenizer, _), text in zip(_encoders(backbone), converted)
-    )
+    with _without_false_alarms():
+        return all(
+            len(tokenizer(text)["input_ids"]) <= tokenizer.model_max_length
+            for (tokenizer, _), text in zip(_encoders(backbone), converted)
+        )
+
+
+@contextmanager
+def _without_false_alarms() -> Iterator[None]:
+    """transformers warns that a text is longer than the encoder, which does not know that it will be cut in chunks."""
+    log = logging.getLogger("transformers.tokenization_utils_base")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _convert(backbone: Backbone, prompt: str) -> list[str]:
     """Multi-vector textual-inversion tokens are spelt out, as diffusers' pipelines do."""
-    return [backbone.pipe.maybe_convert_prompt(prompt, tokenizer) for tokenizer, _ in _encoders(backbone)]
+    with _without_false_alarms():
+        return [backbone.pipe.maybe_convert_prompt(prompt, tokenizer) for tokenizer, _ in _encoders(backbone)]
 
 
 def _encode_plain(backbone: Backbone, prompt: str) -> Encoded:
@@ -139,13 +156,28 @@ def _encode_weighted(backbone: Backbone, parts: list[tuple[str, float]]) -> Enco
             split_long_text_mode=SplitLongTextMode.PHRASES,
             device=str(backbone.device),
         )
-        halves.append(provider.get_embeddings_for_weighted_prompt_fragments([texts], [weights], device=backbone.device))
+        with _without_false_alarms():
+            half = provider.get_embeddings_for_weighted_prompt_fragments([texts], [weights], device=backbone.device)
+        halves.append(half)
     longest = max(half.shape[1] for half in halves)
     halves = [_repeat_to(half, longest) for half in halves]
     tokens = torch.cat(halves, dim=-1).to(backbone.dtype)
     # The pooled vector has no weights and no chunks: it is that of the text's beginning, as in every SDXL interface.
-    pooled = _encode_plain(backbone, "".join(texts)).pooled if xl else None
-    return Encoded(tokens, pooled)
+    return Encoded(tokens, _pooled(backbone, "".join(texts)) if xl else None)
+
+
+def _pooled(backbone: Backbone, text: str) -> Tensor:
+    """The pooled vector (1, P) of a text's beginning, as diffusers computes it.
+
+    Not by its ``encode_prompt``, which would warn that the text is cut, and write all of it into the log.
+    """
+    pipe = backbone.pipe
+    tokenizer = pipe.tokenizer_2
+    text = _convert(backbone, text)[1]
+    length = tokenizer.model_max_length
+    ids = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    pooled: Tensor = pipe.text_encoder_2(ids.to(backbone.device), output_hidden_states=True)[0]
+    return pooled.to(backbone.dtype)
 
 
 def _repeat_to(tokens: Tensor, length: int) -> Tensor:

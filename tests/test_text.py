@@ -25,6 +25,15 @@ def test_a_long_prompt_is_encoded_whole(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd15"])
+def test_a_long_prompt_raises_no_false_alarm_and_is_not_written_to_the_log(
+    family: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    encode_prompt(tiny.backbone(family), f"{LONG}, a secret")
+    shown = caplog.text + "".join(capfd.readouterr())
+    assert "truncated" not in shown and "longer" not in shown and "secret" not in shown
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd15"])
 def test_a_weight_moves_the_embedding_and_one_is_neutral(family: str) -> None:
     backbone = tiny.backbone(family)
     neutral = encode_prompt(backbone, "photo of a man in the forest").tokens
