@@ -43,7 +43,7 @@ def load(
     recogniser: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    attention: str = "sdpa",
+    attention: str = "auto",
     offload: str | None = None,
     vae_slicing: bool = False,
     vae_tiling: bool = False,
@@ -58,7 +58,8 @@ def load(
         base: ``sdxl``, ``sd15``, ``mini``, a diffusers folder, a hub id, a ``.safetensors`` file, or a backbone already
             loaded; ``None`` takes the first of the method's bases whose weights are here.
         adapter, controlnet, image_encoder: weights by explicit path, in place of the manifest's.
-        faces: a face-pack folder, or an extractor; ``recogniser`` names a recogniser's ONNX file beside it.
+        faces: a face-pack folder, or an extractor.
+        recogniser: a recogniser's ONNX file, in place of the one in ``faces`` or in the best pack that is here.
         device, dtype: see :func:`idgen.backbone.choose_device` and :func:`~idgen.backbone.choose_dtype`.
         attention: one of :data:`idgen.adapters.attention.BACKENDS`.
         offload, vae_slicing, vae_tiling, config: see :meth:`idgen.backbone.Backbone.load`.
@@ -82,8 +83,9 @@ def load(
                     f"{cls.name} has no weights for {base!r}; it runs on {', '.join(cls.bases())}.", "base"
                 )
         _refuse_licence(classes, base)
-    elif len(classes) == 1 and not paths and classes[0].weights and not isinstance(base, Backbone):
-        _refuse_licence(classes, None)
+    elif not paths:
+        known = _base_name(base, base) if isinstance(base, Backbone) else None
+        _refuse_licence([cls for cls in classes if cls.weights], known)
     with _lock:
         memory = {"offload": offload, "vae_slicing": vae_slicing, "vae_tiling": vae_tiling}
         backbone = (
@@ -95,10 +97,14 @@ def load(
             cls(backbone, Files(_paths(cls, _base_name(backbone, base), paths), _own_options(cls, options, classes)))
             for cls in classes
         ]
-        if isinstance(faces, FaceExtractor) or faces is None:
-            extractor = faces if faces is not None else _extractor_if_here(classes, backbone)
+        extractor: FaceExtractor | None
+        if isinstance(faces, FaceExtractor):
+            extractor = faces
+        elif faces is None and recogniser is None:
+            extractor = _extractor_if_here(classes, backbone)
         else:
-            extractor = FaceExtractor(Path(faces), Path(recogniser) if recogniser else None, device=device)
+            pack = Path(faces) if faces is not None else default_extractor().pack
+            extractor = FaceExtractor(pack, Path(recogniser) if recogniser else None, device=device)
         prepare(backbone, networks_of(loaded), levers)
     return Pipeline(backbone, loaded, extractor, attention=attention, levers=levers)
 
@@ -145,8 +151,10 @@ def unload() -> None:
 
 
 def default_extractor() -> FaceExtractor:
-    """The face extractor of the best face pack on this machine; mini's when there is no other."""
+    """The face extractor of the best face pack on this machine that may be used; mini's when there is no other."""
     for entry in ("antelopev2", "buffalo_l", "mini-faces"):
+        if commercial_only() and is_commercial([entry]) is not True:
+            continue
         try:
             return _extractor(locate(entry), None, "auto")
         except WeightsMissing:
@@ -245,7 +253,7 @@ def _refuse_licence(classes: list[type[Method]], base: str | None) -> None:
     if not commercial_only():
         return
     for cls in classes:
-        name = base or cls.bases()[0]
+        name = base if base in cls.bases() else cls.bases()[0]
         if is_commercial(needed_entries(cls, name)) is not True:
             remaining = [
                 f"{other} on {b}"

@@ -131,3 +131,32 @@ def test_a_third_partys_entry_point_is_found_and_runs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "(1, 4, 8, 8)" in done.stdout
+
+
+def test_commercial_only_also_holds_for_combinations_on_a_base_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IDGEN_COMMERCIAL_ONLY", "1")
+    for pipeline in ("instantid", "instantid+ip-adapter-faceid"):
+        for base in ("a/folder", tiny.backbone()):
+            with pytest.raises(idgen.LicenceRefused):
+                idgen.load(pipeline, base=base)
+
+
+def test_commercial_only_passes_over_restricted_face_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from idgen import api
+
+    asked = []
+    monkeypatch.setattr(api, "locate", lambda entry: asked.append(entry) or Path(entry))
+    monkeypatch.setattr(api, "_extractor", lambda pack, *_: pack)
+    assert str(api.default_extractor()) == "antelopev2"
+    monkeypatch.setenv("IDGEN_COMMERCIAL_ONLY", "1")
+    assert str(api.default_extractor()) == "mini-faces"
+
+
+def test_a_recogniser_alone_is_used_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from idgen import api
+    from idgen.faces import FaceExtractor
+    from tests import facepacks
+
+    monkeypatch.setattr(api, "default_extractor", lambda: FaceExtractor(facepacks.pack(tmp_path)))
+    with pytest.raises(idgen.IdgenError, match=r"nowhere\.onnx"):
+        idgen.load("text-to-image", base=tiny.backbone(), recogniser=tmp_path / "nowhere.onnx")
