@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from idgen.adapters.attention import AttentionBank, AttentionState, Stream
+from idgen.adapters.backends import kernels
 from idgen.adapters.control import ControlRun
 from idgen.adapters.lean import LeanBlocks
 from idgen.adapters.remember import FeatureCache, Remembered
@@ -56,6 +57,7 @@ class Denoiser:
         return self
 
     def _enter(self, stack: ExitStack) -> None:
+        stack.enter_context(kernels(self.attention))
         bank = stack.enter_context(AttentionBank(self.unet, self.state))
         if self.conditioning.reference is not None:
             self._record_reference(bank)

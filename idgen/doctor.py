@@ -203,11 +203,14 @@ def _cpu() -> Device:
 
 
 def _choice(report: Report) -> None:
-    from idgen.backbone import choose_device, choose_dtype
+    from idgen.adapters.backends import choose_backend, facts_of
+    from idgen.backbone import DTYPES, choose_device, choose_dtype
 
     device, device_reason = choose_device("auto")
     dtype, dtype_reason = choose_dtype(device, "auto")
+    attention, attention_reason = choose_backend("auto", DTYPES[dtype], facts_of(device))
     report.choice = {"device": device, "device_reason": device_reason, "dtype": dtype, "dtype_reason": dtype_reason}
+    report.choice |= {"attention": attention, "attention_reason": attention_reason}
 
 
 def _onnxruntime(report: Report) -> None:

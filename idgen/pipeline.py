@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from idgen.adapters.attention import check_backend
+from idgen.adapters.backends import choose_backend, facts_of
 from idgen.backbone import Backbone
 from idgen.conditioning import Conditioning, Start
 from idgen.errors import BadRequest, NoFaceFound
@@ -38,14 +38,15 @@ class Pipeline:
         methods: Sequence[Method],
         extractor: FaceExtractor | None,
         *,
-        attention: str = "sdpa",
+        attention: str = "auto",
         levers: Levers = EXACT,
     ) -> None:
         self.backbone = backbone
         self.methods = list(methods)
         self.extractor = extractor
         """Finds the face in photos and measures likeness; ``None`` when no face pack is here."""
-        self.attention = check_backend(attention)
+        self.attention, self.attention_reason = choose_backend(attention, backbone.dtype, facts_of(backbone.device))
+        """The kernel in use, never ``auto``, and why."""
         self.levers = levers
         """What is traded for speed unless a call says otherwise; see :mod:`idgen.speed`."""
         if sum(m.speaks_text for m in methods) and len(methods) > 1:

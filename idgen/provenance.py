@@ -84,6 +84,7 @@ def provenance(pipeline: Pipeline, order: Order, levers: Levers) -> dict[str, An
         "dtype": str(pipeline.backbone.dtype).removeprefix("torch."),
         "options": {name: value for method in pipeline.methods for name, value in method.files.options.items()},
         "levers": asdict(levers),
+        "attention": pipeline.attention,
         "weights": weight_hashes(pipeline),
         "versions": versions(),
         "inputs": _inputs(order),

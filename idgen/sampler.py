@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from idgen.adapters.backends import choose_backend, facts_of
 from idgen.backbone import Backbone, explain_out_of_memory
 from idgen.conditioning import Conditioning, Start
 from idgen.denoiser import Denoiser
@@ -76,7 +77,7 @@ def sample(
     guidance: float,
     generators: list[torch.Generator] | None = None,
     callback: Callback | None = None,
-    attention: str = "sdpa",
+    attention: str = "auto",
     levers: Levers = EXACT,
 ) -> Tensor:
     """Run the loop.
@@ -86,7 +87,7 @@ def sample(
         guidance: g of classifier-free guidance, eps_u + g (eps_c - eps_u) (arXiv:2207.12598 in Imagen's form); up to
             1 the unconditional half is not computed.
         generators: one an image, for schedulers that add noise at each step.
-        attention: see :data:`idgen.adapters.attention.BACKENDS`.
+        attention: one of :data:`idgen.adapters.attention.BACKENDS`.
         levers: what to trade for speed; the defaults are exact.
     Returns:
         The final latents (B, c, h, w), scaled as the VAE's encoder scales them.
@@ -94,6 +95,7 @@ def sample(
         Cancelled: the callback returned ``False``. OutOfMemory: names what to lower.
     """
     device, dtype = backbone.device, backbone.dtype
+    attention, _ = choose_backend(attention, dtype, facts_of(device))
     unet = conditioning.unet if conditioning.unet is not None else backbone.unet
     # Latents stay float32 whatever the networks compute in: dozens of small steps would each be rounded away.
     x0 = None if start.image is None else start.image.to(device, torch.float32)

@@ -49,7 +49,7 @@ def test_the_scale_is_no_state_that_persists() -> None:
     assert same(latents("instantid"), before)
 
 
-@pytest.mark.parametrize("backend", ["flash", "math"])
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "flash", "cudnn", "efficient", "math"])
 def test_every_attention_backend_gives_the_same_numbers(backend: str) -> None:
     base = tiny.backbone()
     other = idgen.load("instantid", base=base, attention=backend, **tiny.FILES["instantid"])

@@ -49,7 +49,7 @@ def batch(
     recogniser: Annotated[Path | None, typer.Option(help="Recogniser .onnx file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16")] = "auto",
-    attention: Annotated[str, typer.Option(help="sdpa, flash, cudnn, efficient, xformers")] = "sdpa",
+    attention: Annotated[str, typer.Option(help="auto, sdpa, flash, cudnn, efficient, xformers")] = "auto",
     offload: Annotated[str | None, typer.Option(help="For small GPUs: model or sequential.")] = None,
     vae_tiling: Annotated[bool, typer.Option(help="Decode tile by tile.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,

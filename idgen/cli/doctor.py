@@ -74,6 +74,7 @@ def _machine(console: Console, report: Report) -> None:
     if report.choice:
         _line(console, "idgen chooses", f"{report.choice['device']}: {report.choice['device_reason']}")
         _line(console, "", f"{report.choice['dtype']}: {report.choice['dtype_reason']}")
+        _line(console, "", f"attention {report.choice['attention']}: {report.choice['attention_reason']}")
     if report.onnxruntime:
         ort = report.onnxruntime
         _line(console, "onnxruntime providers", ", ".join(ort["providers"]))

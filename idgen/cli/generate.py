@@ -55,7 +55,7 @@ def generate(
     recogniser: Annotated[Path | None, typer.Option(help="Recogniser .onnx file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16")] = "auto",
-    attention: Annotated[str, typer.Option(help="sdpa, flash, cudnn, efficient, xformers")] = "sdpa",
+    attention: Annotated[str, typer.Option(help="auto, sdpa, flash, cudnn, efficient, xformers")] = "auto",
     speed: Annotated[
         str | None, typer.Option(help="exact (the default), fast or turbo; see docs/performance.md.")
     ] = None,
