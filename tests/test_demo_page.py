@@ -130,6 +130,10 @@ def test_from_photo_to_portraits(visit: Visit, server: Site) -> None:
     captions = page.locator("#gallery .caption-label").all_inner_texts()
     assert len(captions) == 2 and all(re.search(r"likeness (-?\d\.\d\d|–) · seed \d+", text) for text in captions)
     assert "Likeness" in page.locator("#details").inner_text()
+    page.locator("#gallery .thumbnail-item img").first.click()
+    caption = page.locator("#gallery .preview .caption")
+    caption.wait_for()
+    caption.click(trial=True)  # fails when something lies over it
 
     (request,) = server.requests
     assert request.prompt.startswith("an oil painting of a person smiling")
