@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests import tiny
 
+ADA = Path(__file__).parent.parent / "examples" / "ada" / "1.png"
 FILES = ["--pipeline", "instantid", "--base", str(tiny.SDXL), "--device", "cpu",
          "--adapter", str(tiny.FILES["instantid"]["adapter"]),
          "--controlnet", str(tiny.FILES["instantid"]["controlnet"])]  # fmt: skip
@@ -58,6 +59,9 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
         (["generate", "x", "--pipeline", "text-to-image", "--base", str(tiny.SDXL), "--width", "100"], "multiple of 8"),
         (["generate", "x", "--pipeline", "text-to-image", "--base", str(tiny.SDXL), "--scheduler", "best"], "unknown"),
         (["generate", "--like", "nothing.png"], "nothing.png"),
+        (["generate", "."], "is a folder"),
+        (["generate", "x", "--out", "/proc/a.png"], "/proc"),
+        (["generate", str(ADA), "x", "--out", str(ADA)], "is the photo itself"),
         (["generate", "x", "--seed", "soon"], "seed"),
         (["weights", "path", "instantidd"], "instantid"),
     ],

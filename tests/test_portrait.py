@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,25 @@ def test_pictures_without_our_metadata_are_refused(tmp_path: Path) -> None:
     for name in ("plain.png", "text.png", "nothing.png"):
         with pytest.raises(BadImage):
             read_metadata(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"request": 5}, {"request": {}}, {"levers": {"unheard": 1}}, {"inputs": None}, {"seed": "7"}, {"weights": []}],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_rendering_again_from_damaged_metadata_is_one_clear_error(
+    damage: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    portrait = made()
+    if damage == {"request": {}}:
+        damage = {"request": {}, "base": "/no/such/base"}
+    portrait.provenance.update(damage)
+    file = (Portrait(portrait.image, damage.get("seed", 1), None, None, portrait.provenance)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit) as done:
+        main(["generate", "--like", str(file), "--out", str(tmp_path / "b.png")])
+    assert done.value.code == 2
+    assert "error" in capsys.readouterr().err
 
 
 def test_likeness_is_none_with_a_reason_when_it_cannot_be_measured() -> None:

@@ -6,12 +6,13 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from idgen.errors import BadRequest
+from idgen.errors import BadImage, BadRequest
 
 if TYPE_CHECKING:
     from idgen.pipeline import Pipeline
@@ -103,7 +104,7 @@ def generate(
         settings["speed"] = speed or _recorded_levers(like)
     else:
         who, prompt = _split(inputs or [])
-    _check_target(out)
+    _check_target(out, inputs or [])
 
     from idgen.api import load
     from idgen.request import Request
@@ -159,6 +160,8 @@ def _split(inputs: list[str]) -> tuple[Any, str | None]:
     files = inputs[:-1] if prompt is not None else inputs
     if prompt is not None and Path(prompt).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".safetensors"):
         raise BadRequest(f"there is no file {prompt}.", "who")
+    if prompt is not None and os.path.isdir(prompt):  # noqa: PTH112
+        raise BadRequest(f"{prompt} is a folder; give photos, and the prompt last, in quotes.", "who")
     if not files:
         return None, prompt
     if any(file.endswith(".safetensors") for file in files):
@@ -178,14 +181,14 @@ def _from_portrait(
 ) -> tuple[str, dict[str, Any], dict[str, Any], Any, str | None]:
     """Fields and inputs as recorded in a portrait; what is given beside it on the command line wins."""
     from idgen.memory import recall
-    from idgen.portrait import read_metadata
 
-    data = read_metadata(like)
+    data = _recorded(like)
     recorded = dict(data["request"])
     given = {name: value for name, value in fields.items() if value is not None and name != "n"}
     who, prompt = _split(inputs)
-    prompt = recorded.pop("prompt") if prompt is None else prompt
-    pipeline = recorded.pop("pipeline") if pipeline == "auto" else pipeline
+    own_prompt, own_pipeline = recorded.pop("prompt", None), recorded.pop("pipeline", "auto")
+    prompt = own_prompt if prompt is None else prompt
+    pipeline = own_pipeline if pipeline == "auto" else pipeline
     kept = {name: recall(value) for name, value in data["inputs"].items() if name != "who" and name not in given}
     if who is None:
         names = data["inputs"].get("who")
@@ -197,18 +200,36 @@ def _from_portrait(
     return pipeline, merged, settings, who, prompt
 
 
-def _recorded_levers(like: Path) -> Any:
+_RECORDED = {
+    **{"request": dict, "inputs": dict, "options": dict, "levers": dict, "weights": dict},
+    **{"base": str, "dtype": str, "seed": int},
+}
+"""What rendering again needs; see :func:`idgen.provenance.provenance`."""
+
+
+def _recorded(like: Path) -> dict[str, Any]:
     from idgen.portrait import read_metadata
+
+    data = read_metadata(like)
+    for name, kind in _RECORDED.items():
+        if not isinstance(data.get(name), kind):
+            raise BadImage(f"{like} carries idgen metadata that is not whole: {name!r} is missing or damaged.")
+    return data
+
+
+def _recorded_levers(like: Path) -> Any:
     from idgen.speed import Levers
 
-    return Levers(**read_metadata(like)["levers"])
+    try:
+        return Levers(**_recorded(like)["levers"])
+    except TypeError as error:
+        raise BadImage(f"{like} was made by another version of idgen: {error}. Give --speed.") from None
 
 
 def _warn_of_other_weights(loaded: Pipeline, like: Path) -> None:
-    from idgen.portrait import read_metadata
     from idgen.provenance import weight_hashes
 
-    now, then = weight_hashes(loaded), read_metadata(like)["weights"]
+    now, then = weight_hashes(loaded), _recorded(like)["weights"]
     for role in sorted(set(now) | set(then)):
         if now.get(role) != then.get(role):
             logging.getLogger("idgen").warning("the weights of %s are not those that made %s.", role, like.name)
@@ -222,13 +243,22 @@ def _lora(item: str) -> tuple[str, float]:
         return item, 1.0
 
 
-def _check_target(out: Path) -> None:
+def _check_target(out: Path, inputs: list[str]) -> None:
+    """Find out before the rendering, not after it, that the picture could not be saved."""
     from idgen.portrait import FORMATS
 
     if out.suffix.lower() not in FORMATS:
         raise BadRequest(f"--out {out}: the name must end in {', '.join(FORMATS)}.", "out")
     if not out.parent.is_dir():
         raise BadRequest(f"--out {out}: there is no folder {out.parent}.", "out")
+    if out.is_dir():
+        raise BadRequest(f"--out {out} is a folder; name a picture in it.", "out")
+    if out.is_file() and any(os.path.isfile(given) and out.samefile(given) for given in inputs):  # noqa: PTH113
+        raise BadRequest(f"--out {out} is the photo itself, which would be lost; choose another name.", "out")
+    try:
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise BadRequest(f"--out {out}: cannot write to {out.parent} ({error.strerror or error}).", "out") from None
 
 
 def _save(portraits: list[Portrait], out: Path) -> list[Path]:
