@@ -60,6 +60,8 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
         (["generate", "x", "--pipeline", "text-to-image", "--base", str(tiny.SDXL), "--scheduler", "best"], "unknown"),
         (["generate", "--like", "nothing.png"], "nothing.png"),
         (["generate", "."], "is a folder"),
+        (["identity", "create", str(ADA), "--out", "ada.png"], "must end in .safetensors"),
+        (["identity", "mix", "a.safetensors", "b.safetensors", "--out", "c"], "must end in .safetensors"),
         (["generate", "x", "--out", "/proc/a.png"], "/proc"),
         (["generate", str(ADA), "x", "--out", str(ADA)], "is the photo itself"),
         (["generate", "x", "--seed", "soon"], "seed"),

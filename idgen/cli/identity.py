@@ -37,6 +37,7 @@ def create(
     from idgen.cli.faces import extractor_from
     from idgen.identity import Identity
 
+    _check_target(out)
     wanted = _pick(pick)
     extractor = extractor_from(pack, recogniser)
     with warnings.catch_warnings(record=True) as caught:
@@ -69,6 +70,7 @@ def mix(
     """Mix two people into one identity file."""
     from idgen.identity import Identity
 
+    _check_target(out)
     _save(Identity.load(first).mix(Identity.load(second), t), out, as_json)
 
 
@@ -82,6 +84,12 @@ def _pick(text: str) -> Pick:
         return int(text)
     except ValueError as error:
         raise BadRequest(f"--pick {text}: it is largest, an index from 0, or x,y in pixels.", "pick") from error
+
+
+def _check_target(out: Path) -> None:
+    """Under another suffix `idgen generate` would take the file for a photo, and one that is a photo would be lost."""
+    if out.suffix != ".safetensors":
+        raise BadRequest(f"--out {out}: the name must end in .safetensors.", "out")
 
 
 def _save(made: Identity, out: Path, as_json: bool) -> None:
