@@ -16,6 +16,7 @@ from idgen.backbone import Backbone
 from idgen.conditioning import Conditioning, Start
 from idgen.errors import BadRequest, NoFaceFound
 from idgen.faces import FaceExtractor
+from idgen.few_step import FEW_STEP
 from idgen.identity import UNKNOWN, Identity
 from idgen.images import open_photo
 from idgen.method import Method, Order
@@ -168,6 +169,8 @@ class Pipeline:
     def order(self, request: Request) -> Order:
         """Decide every field that the request leaves open."""
         defaults = self.methods[0].defaults_on(self.backbone.source)
+        if self.levers.few_step is not None:
+            defaults = FEW_STEP[self.levers.few_step].defaults(defaults)
         identity, embedding, pictures = self._who(request)
         size = self._size(request)
         pick = lambda value, default: default if value is None else value  # noqa: E731

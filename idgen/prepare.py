@@ -10,6 +10,7 @@ from torch import nn
 
 from idgen.backbone import Backbone
 from idgen.errors import BadRequest
+from idgen.few_step import use_few_step
 from idgen.speed import Levers
 
 
@@ -17,11 +18,17 @@ def prepare(backbone: Backbone, networks: list[Any], levers: Levers) -> None:
     """Apply the load-time levers to the backbone and to a pipeline's own networks (ControlNets, a UNet of its own).
 
     Raises:
-        BadRequest: a lever needs something that is not here; names what.
+        BadRequest, WeightsMissing: a lever needs something that is not here; names what.
     """
+    from diffusers import UNet2DConditionModel
+
     models = [backbone.unet, *(network for network in networks if network is not backbone.unet)]
     if levers.tiny_vae is not None:
         use_tiny_vae(backbone, levers.tiny_vae)
+    if levers.few_step is not None:  # before anything wraps, packs or compiles the layers that it is added to
+        for model in models:
+            if isinstance(model, UNet2DConditionModel):
+                use_few_step(backbone, model, levers.few_step)
     on_gpu = backbone.device.type == "cuda"
     if levers.channels_last if levers.channels_last is not None else on_gpu and backbone.offload is None:
         for model in [*models, backbone.vae]:

@@ -17,7 +17,7 @@ from idgen.adapters.backends import choose_backend, facts_of
 from idgen.backbone import Backbone, explain_out_of_memory
 from idgen.conditioning import Conditioning, Start
 from idgen.denoiser import Denoiser
-from idgen.errors import Cancelled
+from idgen.errors import BadRequest, Cancelled
 from idgen.preview import preview
 from idgen.speed import Levers
 
@@ -92,7 +92,8 @@ def sample(
     Returns:
         The final latents (B, c, h, w), scaled as the VAE's encoder scales them.
     Raises:
-        Cancelled: the callback returned ``False``. OutOfMemory: names what to lower.
+        Cancelled: the callback returned ``False``. OutOfMemory: names what to lower. BadRequest: the scheduler has no
+        so many steps.
     """
     device, dtype = backbone.device, backbone.dtype
     attention, _ = choose_backend(attention, dtype, facts_of(device))
@@ -100,7 +101,10 @@ def sample(
     # Latents stay float32 whatever the networks compute in: dozens of small steps would each be rounded away.
     x0 = None if start.image is None else start.image.to(device, torch.float32)
     noise = start.noise.to(device, torch.float32)
-    scheduler.set_timesteps(steps, device=device)
+    try:
+        scheduler.set_timesteps(steps, device=device)
+    except ValueError as error:
+        raise BadRequest(f"this scheduler cannot make {steps} steps: {str(error).splitlines()[0]}", "steps") from None
     timesteps = _timesteps(scheduler, steps, start.strength if x0 is not None else 1.0)
     x = (
         noise * scheduler.init_noise_sigma

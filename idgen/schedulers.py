@@ -9,9 +9,14 @@ from idgen.errors import BadRequest
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "euler-trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
     "euler-karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     "heun": ("HeunDiscreteScheduler", {}),
     "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
+    "ddim-trailing": (
+        "DDIMScheduler",
+        {"clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "trailing"},
+    ),
     "ddpm": ("DDPMScheduler", {}),
     "dpm++-2m": ("DPMSolverMultistepScheduler", {}),
     "dpm++-2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
@@ -25,10 +30,16 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lms": ("LMSDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "lcm": ("LCMScheduler", {}),
+    # Steps at 999, 749, 499, 249, for which DMD2 was distilled.
+    "dmd2": ("LCMScheduler", {"original_inference_steps": 4}),
     "tcd": ("TCDScheduler", {}),
 }
 """name -> (class in diffusers, settings on top of the base's config). The names are those of the field's user
 interfaces; diffusers' documentation ("Schedulers", table of k-diffusion names) gives the same mapping."""
+
+
+BASES_OWN = ("clip_sample", "set_alpha_to_one")
+"""Settings that a base with this scheduler decides itself: one of zero terminal SNR needs its ``set_alpha_to_one``."""
 
 
 def make_scheduler(name: str | None, base: Any) -> Any:
@@ -48,10 +59,7 @@ def make_scheduler(name: str | None, base: Any) -> Any:
 
     kind, settings = SCHEDULERS[name]
     cls = getattr(diffusers, kind)
-    if isinstance(base, cls) and all(base.config.get(k) == v for k, v in settings.items()):
-        settings = {}
-    # The base's own DDIM settings win over the fixed ones: a zero-terminal-SNR base needs its set_alpha_to_one.
     config = dict(base.config)
     if isinstance(base, cls):
-        settings = {k: v for k, v in settings.items() if k not in config}
+        settings = {k: v for k, v in settings.items() if k not in BASES_OWN or k not in config}
     return cls.from_config(config, **settings)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from idgen.errors import BadRequest
+from idgen.few_step import FEW_STEP
 
 COMPILE = (None, "regional", "full")
 QUANTISE = (None, "int8", "fp8")
@@ -43,13 +44,17 @@ class Levers:
     """``"int8"`` (any GPU) or ``"fp8"`` (Hopper and Ada) for the linear layers of the UNet and the ControlNet, through
     torchao: weights at load, activations as they come."""
 
+    few_step: str | None = None
+    """A few-step LoRA merged into the UNet at load: ``"lcm"``, ``"lightning-4"``, ``"hyper-sd-8"``, ``"dmd2"``. Steps,
+    guidance and scheduler are then its own unless a request names others (:mod:`idgen.few_step`)."""
+
     def __post_init__(self) -> None:
         for name in ("guidance_until", "structure_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadRequest(f"{name} is {getattr(self, name)}; it is a share of the steps, 0 to 1.", name)
         if self.cache_every < 1:
             raise BadRequest(f"cache_every is {self.cache_every}; it counts steps, 1 or more.", "cache_every")
-        for name, allowed in (("compile", COMPILE), ("quantise", QUANTISE)):
+        for name, allowed in (("compile", COMPILE), ("quantise", QUANTISE), ("few_step", (None, *FEW_STEP))):
             if getattr(self, name) not in allowed:
                 raise BadRequest(f"{name} is {getattr(self, name)!r}; choose one of {_list(allowed)}.", name)
 
@@ -86,11 +91,11 @@ class Levers:
     @property
     def load_key(self) -> tuple[Any, ...]:
         """The levers that change resident models: backbones that differ in these are not shared."""
-        return (self.compile, self.channels_last, self.tiny_vae, self.quantise)
+        return (self.compile, self.channels_last, self.tiny_vae, self.quantise, self.few_step)
 
     def at_load_of(self, loaded: Levers) -> Levers:
         """These levers for a run on models that were loaded with others."""
-        names = ("lean", "compile", "channels_last", "tiny_vae", "quantise")
+        names = ("lean", "compile", "channels_last", "tiny_vae", "quantise", "few_step")
         return replace(self, **{name: getattr(loaded, name) for name in names})
 
     def guided(self, step: int, steps: int) -> bool:

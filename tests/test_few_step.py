@@ -1,0 +1,183 @@
+"""Few-step LoRAs by name: merged as the public files mean it, with their publishers' settings, beside an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import idgen
+from idgen.adapters.attention import attention_layers
+from idgen.adapters.processor import is_plain
+from idgen.backbone import Backbone
+from idgen.errors import BadRequest, BadWeights, LicenceRefused, WeightsMissing
+from idgen.few_step import FEW_STEP
+from idgen.pipeline import Pipeline
+from idgen.prepare import prepare
+from idgen.schedulers import make_scheduler
+from idgen.speed import Levers
+from idgen.weights.manifest import load_manifest
+from tests import tiny
+
+ALPHA, RANK = 1.0, 2
+
+
+def layers(backbone: Backbone) -> list[str]:
+    return [f"{name}.{part}" for name, _ in attention_layers(backbone.unet) for part in ("to_q", "to_out.0")]
+
+
+def lora(backbone: Backbone, path: Path, style: str) -> dict[str, Tensor]:
+    """A LoRA on queries and outputs of all attention layers; what it adds to each weight."""
+    generator = torch.Generator().manual_seed(0)
+    state, added = {}, {}
+    for name in layers(backbone):
+        weight = backbone.unet.get_submodule(name).weight
+        down = torch.randn(RANK, weight.shape[1], generator=generator) * 0.3
+        up = torch.randn(weight.shape[0], RANK, generator=generator) * 0.3
+        if style == "kohya":
+            stem = f"lora_unet_{name.replace('.', '_')}"
+            state |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+            state[f"{stem}.alpha"] = torch.tensor(ALPHA)
+            added[name] = up @ down * ALPHA / RANK
+        else:
+            state |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+            added[name] = up @ down
+    save_file(state, path)
+    return added
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The place where every few-step LoRA is found."""
+    monkeypatch.setattr("idgen.locate.locate", lambda entry: tmp_path / "lora.safetensors")
+    return tmp_path / "lora.safetensors"
+
+
+@pytest.mark.parametrize("style", ["kohya", "diffusers"])
+def test_the_lora_is_added_to_the_weights_and_leaves_plain_layers(here: Path, style: str) -> None:
+    backbone = tiny.backbone()
+    before = {name: backbone.unet.get_submodule(name).weight.clone() for name in layers(backbone)}
+    keys = list(backbone.unet.state_dict())
+    added = lora(backbone, here, style)
+    prepare(backbone, [], Levers(few_step="lightning-4"))
+    for name, weight in before.items():
+        layer = backbone.unet.get_submodule(name)
+        assert torch.allclose(layer.weight, weight + added[name], atol=1e-5), name
+        assert is_plain(layer) and not layer.weight.requires_grad
+    assert list(backbone.unet.state_dict()) == keys
+
+
+def load(name: str, few_step: str, base: Backbone | None = None) -> Pipeline:
+    return idgen.load(name, base=base or tiny.backbone(), speed=Levers(few_step=few_step), **tiny.FILES.get(name, {}))
+
+
+@pytest.mark.parametrize("few_step", FEW_STEP)
+def test_steps_guidance_and_scheduler_are_the_loras_unless_a_request_names_others(here: Path, few_step: str) -> None:
+    lora(tiny.backbone(), here, "kohya")
+    pipeline, settings = load("instantid", few_step), FEW_STEP[few_step]
+    small = {"width": 64, "height": 64, "seed": 1}
+    portrait = pipeline.generate(tiny.person(), "a man", **small)[0]
+    record = portrait.provenance
+    made = record["request"]
+    assert (made["steps"], made["guidance"], made["scheduler"]) == (
+        settings.steps,
+        settings.guidance,
+        settings.scheduler,
+    )
+    assert record["levers"]["few_step"] == few_step
+    other = pipeline.generate(tiny.person(), "a man", steps=2, guidance=3.0, scheduler="euler", **small)[0]
+    assert other.provenance["request"]["steps"] == 2 and other.provenance["request"]["scheduler"] == "euler"
+
+
+def test_it_acts_as_the_same_lora_loaded_by_hand_and_beside_one(here: Path) -> None:
+    by_hand = tiny.load("instantid")
+    lora(by_hand.backbone, here, "kohya")
+    by_hand.backbone.load_lora(here)
+    pipeline = load("instantid", "lcm")
+    run = lambda p: p.generate(  # noqa: E731
+        tiny.person(), "x", seed=1, output="latent", **(tiny.SMALL | {"guidance": 1.5, "scheduler": "lcm"})
+    )
+    merged = run(pipeline)
+    assert torch.allclose(merged, run(by_hand), atol=1e-3)
+    assert not torch.allclose(merged, run(tiny.shared("instantid")), atol=1e-2)
+    pipeline.backbone.load_lora(here, 0.5)
+    assert not torch.allclose(run(pipeline), merged, atol=1e-3)
+    pipeline.backbone.unload_loras()
+    assert torch.equal(run(pipeline), merged)
+
+
+def test_the_public_timesteps_of_each_scheduler() -> None:
+    base = diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1)
+    expected = {
+        "euler-trailing": [999, 749, 499, 249],
+        "ddim-trailing": [999, 749, 499, 249],
+        "dmd2": [999, 749, 499, 249],
+    }
+    for name, timesteps in expected.items():
+        scheduler = make_scheduler(name, base)
+        scheduler.set_timesteps(4)
+        assert [int(t) for t in scheduler.timesteps] == timesteps
+
+
+def test_a_scheduler_by_name_is_that_scheduler_whatever_the_bases_own() -> None:
+    euler, ddim = diffusers.EulerDiscreteScheduler(), diffusers.DDIMScheduler(set_alpha_to_one=True)
+    assert make_scheduler("euler-karras", euler).config.use_karras_sigmas
+    assert not make_scheduler("euler", euler).config.use_karras_sigmas
+    assert make_scheduler("ddim-trailing", ddim).config.timestep_spacing == "trailing"
+    assert make_scheduler("ddim", ddim).config.set_alpha_to_one  # a zero-terminal-SNR base decides this itself
+    assert not make_scheduler("ddim", euler).config.set_alpha_to_one
+
+
+def test_more_steps_than_a_scheduler_has_are_refused_by_name() -> None:
+    with pytest.raises(BadRequest, match="cannot make 9 steps") as caught:
+        tiny.shared("instantid").generate(
+            tiny.person(), "x", seed=1, **(tiny.SMALL | {"steps": 9, "scheduler": "dmd2"})
+        )
+    assert caught.value.field == "steps"
+
+
+def test_what_cannot_be_merged_is_refused_with_the_cure(
+    here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    backbone = tiny.backbone()
+    lora(backbone, here, "diffusers")
+    with pytest.raises(BadRequest, match="lcm"):
+        prepare(tiny.backbone("sd15"), [], Levers(few_step="dmd2"))
+    with pytest.raises(BadRequest, match="choose one of None, 'lcm'"):
+        Levers(few_step="warp")
+    with monkeypatch.context() as patch:
+        patch.setenv("IDGEN_COMMERCIAL_ONLY", "1")
+        with pytest.raises(LicenceRefused, match="dmd2"):
+            prepare(backbone, [], Levers(few_step="dmd2"))
+    prepare(backbone, [], Levers(few_step="lcm"))
+    prepare(backbone, [], Levers(few_step="lcm"))  # once is enough
+    with pytest.raises(BadRequest, match="already holds few_step='lcm'"):
+        prepare(backbone, [], Levers(few_step="dmd2"))
+    save_file({"something": torch.zeros(1)}, here)
+    with pytest.raises(BadWeights):
+        prepare(tiny.backbone(), [], Levers(few_step="lcm"))
+    user = tiny.backbone()
+    lora(user, here, "diffusers")
+    user.load_lora(here)
+    with pytest.raises(BadRequest, match="user LoRAs"):
+        prepare(user, [], Levers(few_step="lcm"))
+
+
+def test_a_lora_that_is_not_here_names_the_command_that_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IDGEN_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsMissing, match="idgen weights pull"):
+        prepare(tiny.backbone(), [], Levers(few_step="lcm"))
+
+
+def test_every_few_step_lora_is_in_the_manifest() -> None:
+    manifest = load_manifest()
+    for settings in FEW_STEP.values():
+        for family, entry in settings.weights.items():
+            assert manifest[entry].kind == "lora" and manifest[entry].base == family
