@@ -234,8 +234,8 @@ def test_every_head_is_found_at_every_size(size: int) -> None:
         found = analysis().get(bgr(image))
         assert len(found) == 1
         errors.append(np.linalg.norm(found[0].kps - points.numpy(), axis=1).mean())
-    # Pixels of 128. Measured means are 2 at size 128 and 3 at 640, where the upscaled head is the hardest case.
-    assert np.mean(errors) < (3 if size == 128 else 4)
+    # Pixels of 128. Measured means are 1.8 at size 128 and 2.1 at 640, where the upscaled head is the hardest case.
+    assert np.mean(errors) < 2.7
     assert max(errors) < 10
 
 

@@ -4,6 +4,8 @@ The layout (insightface/model_zoo/scrfd.py): strides 8, 16, 32; two anchors a ce
 index times the stride; distances from there to the box's four sides and to the keypoints, in strides.
 
     python -m idgen.training.detector runs/mini/shards --out runs/mini/detector.pt --minutes 20
+
+``benchmarks/mini_faces.py`` measures what comes of it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ CANVASES = (
     (128, 5, 3, 0.26),
 )
 """Size of the scene in pixels, how many times it is drawn out, batch size, share of the steps. Half of the steps are of
-640 pixels because idgen first looks at that size, whatever the photo's: a portrait of 128 shows a soft head of 350."""
+640 pixels, insightface's usual size, whatever the photo's: a portrait of 128 becomes a soft head of 350 there."""
 
 
 def _unit(width_in: int, width_out: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
