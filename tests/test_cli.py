@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -100,3 +101,18 @@ def test_pipelines_and_doctor_speak_json(tmp_path: Path) -> None:
     assert listed.returncode == 0 and {p["name"] for p in json.loads(listed.stdout)} >= {"instantid", "arc2face"}
     report = run("doctor", "--json", home=tmp_path)
     assert report.returncode in (0, 1) and json.loads(report.stdout)
+
+
+def test_what_changes_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    from idgen.cli.generate import _warn_of_idle_options
+
+    class Loaded:
+        name = "arc2face"
+        methods = (SimpleNamespace(speaks_text=True),)
+
+    asked = {"pose": ADA, "strength": 0.5, "image": None}
+    _warn_of_idle_options(tiny.shared("instantid"), "a man", {**asked, "image": ADA})
+    _warn_of_idle_options(Loaded(), None, dict.fromkeys(asked))  # type: ignore[arg-type]
+    assert not caplog.text
+    _warn_of_idle_options(Loaded(), "a man", asked)  # type: ignore[arg-type]
+    assert all(words in caplog.text for words in ("the prompt", "--pose", "--strength without --image"))

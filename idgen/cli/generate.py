@@ -114,6 +114,8 @@ def generate(
     loaded = load(pipeline, **settings)
     if like is not None:
         _warn_of_other_weights(loaded, like)
+    if like is None:
+        _warn_of_idle_options(loaded, prompt, fields)
     for item in lora or []:
         source, scale = _lora(item)
         loaded.backbone.load_lora(source, scale)
@@ -233,6 +235,19 @@ def _warn_of_other_weights(loaded: Pipeline, like: Path) -> None:
     for role in sorted(set(now) | set(then)):
         if now.get(role) != then.get(role):
             logging.getLogger("idgen").warning("the weights of %s are not those that made %s.", role, like.name)
+
+
+def _warn_of_idle_options(loaded: Pipeline, prompt: str | None, fields: dict[str, Any]) -> None:
+    """What is asked for and changes nothing is said, not left to be found out."""
+    idle = []
+    if prompt and any(method.speaks_text for method in loaded.methods):
+        idle.append("the prompt")
+    if fields["pose"] is not None and not any(hasattr(method, "controlnet") for method in loaded.methods):
+        idle.append("--pose")
+    if fields["strength"] is not None and fields["image"] is None:
+        idle.append("--strength without --image")
+    if idle:
+        logging.getLogger("idgen").warning("%s: %s will change nothing.", loaded.name, " and ".join(idle))
 
 
 def _lora(item: str) -> tuple[str, float]:
