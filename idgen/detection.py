@@ -26,12 +26,14 @@ class Detection(NamedTuple):
 class Detector:
     """insightface's SCRFD, looking again with other sizes, with padding and closer before it gives up."""
 
-    def __init__(self, scrfd: Any, name: str, size: int | None = None) -> None:
-        """scrfd: insightface's model; name: what to call it in errors; size: of the first look, unless it is fixed."""
+    def __init__(self, scrfd: Any, name: str, size: int | None = None, enlarge: float | None = None) -> None:
+        """scrfd: insightface's model; name: what to call it in errors; size: of the first look, unless it is fixed;
+        enlarge: how many times larger than it is a small photo is first looked at, at most; None: without a limit."""
         self._scrfd = scrfd
         self._name = name
         self._fixed = getattr(scrfd, "static_input_size", None) is not None
         self.size = int(scrfd.input_size[0]) if self._fixed else size or DEFAULT_SIZE
+        self.enlarge = None if self._fixed else enlarge
 
     def detect(self, pixels: np.ndarray) -> list[Detection]:
         """Return the faces in `pixels` ([H, W, 3] uint8 RGB), the largest first, from the first look that finds any.
@@ -58,19 +60,25 @@ class Detector:
         Smaller sizes find faces that fill the photo, larger ones small faces. A region larger than the photo is the
         padding that tight crops need: detectors are trained on faces with something around them. It is black, as the
         border is that insightface itself adds. A detector of fixed size cannot look closer at all of a photo, so it
-        looks at overlapping quarters.
+        looks at overlapping quarters. Where a pack limits enlarging, a small photo's first look is a smaller one, and
+        that of the usual size comes later.
         """
         whole, longer = (0, 0, width, height), max(width, height)
-        yield self.size, [whole]
-        if not self._fixed and self.size >= 128:
-            yield self.size // 64 * 32, [whole]
-        if not self._fixed and self.size < min(longer, 2048):
-            yield self.size * 2, [whole]
+        size = self.size
+        if self.enlarge is not None:
+            size = min(size, 32 * max(2, -(-int(self.enlarge * longer) // 32)))
+        yield size, [whole]
+        if not self._fixed and size >= 128:
+            yield size // 64 * 32, [whole]
+        if size < self.size:
+            yield self.size, [whole]
+        elif not self._fixed and size < min(longer, 2048):
+            yield size * 2, [whole]
         for share in PADDINGS:
             pad = max(1, round(share * longer))
-            yield self.size, [(-pad, -pad, width + pad, height + pad)]
-        if self._fixed and longer > self.size:
-            yield self.size, _quarters(width, height)
+            yield size, [(-pad, -pad, width + pad, height + pad)]
+        if self._fixed and longer > size:
+            yield size, _quarters(width, height)
 
     def _look(self, pixels: np.ndarray, size: int, regions: list[Region]) -> list[Detection]:
         """Return the faces in all `regions`, each once, in pixels of the photo."""

@@ -58,21 +58,22 @@ def find_pack(pack: Path) -> Path:
     raise BadWeights(f"{pack} holds no face detector, {holds}. A pack is a folder of .onnx files; {_PULL}.")
 
 
-def preferred_size(folder: Path) -> int | None:
-    """Return the size of the first look that a pack asks for: `detection_size = N` in its `pack.toml`, if it has one.
+def enlargement(folder: Path) -> float | None:
+    """Return how much a pack's detector wants small photos enlarged at most: `enlarge = N` in its `pack.toml`.
 
-    Packs trained on whole photos, as all public ones are, say nothing. Raises `BadWeights` for a file that is no such.
+    Packs without that file, as all public ones are, are used as their authors use them: whatever the photo's size, the
+    first look is at 640 pixels. Raises `BadWeights` for a file that says anything else.
     """
     file = folder / "pack.toml"
     if not file.is_file():
         return None
     try:
-        size = tomllib.loads(file.read_text(encoding="utf-8"))["detection_size"]
+        value = tomllib.loads(file.read_text(encoding="utf-8"))["enlarge"]
     except (OSError, ValueError, KeyError) as error:
-        raise BadWeights(f"{file} cannot be read ({error!r}): it holds one line, detection_size = 640.") from None
-    if type(size) is not int or not 32 <= size <= 4096 or size % 32:
-        raise BadWeights(f"{file}: detection_size is {size!r}; it is a multiple of 32, 32..4096.")
-    return size
+        raise BadWeights(f"{file} cannot be read ({error!r}): it holds one line, such as enlarge = 2.") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 100:
+        raise BadWeights(f"{file}: enlarge is {value!r}; it is a number, 1 to 100.")
+    return float(value)
 
 
 def find_recogniser(pack: Path, folder: Path) -> Path:

@@ -58,8 +58,9 @@ class FaceExtractor:
         pack: folder of ONNX files; the nested layout `antelopev2/antelopev2/` is understood.
         recogniser: an ArcFace file, anywhere; without it the only one in the pack.
         device: auto, cpu, cuda, cuda:N or mps (see `idgen.facepacks.providers_for`).
-        detection_size: pixels of the side to which a photo is scaled for the first look, a multiple of 32; if None
-            what the pack's `pack.toml` names, else 640. A detector with a fixed input keeps its own.
+        detection_size: pixels of the side to which a photo is scaled for the first look, a multiple of 32. If None
+            640, or less for photos that a pack does not want enlarged so much (see `idgen.facepacks.enlargement`).
+            A detector with a fixed input keeps its own.
         cache_size: photos whose faces are remembered (by content; a few kB each).
 
         Raises `WeightsMissing`, `BadWeights` or `BadRequest`.
@@ -73,7 +74,9 @@ class FaceExtractor:
         asked = facepacks.providers_for(device)
         scrfd, self._model = facepacks.load_models(self.pack, self.recogniser, asked)
         facepacks.warn_of_cpu(device, self.providers)
-        self.detector = Detector(scrfd, str(self.pack), detection_size or facepacks.preferred_size(self.pack))
+        self.detector = Detector(
+            scrfd, str(self.pack), detection_size, None if detection_size else facepacks.enlargement(self.pack)
+        )
         self._takes_many = not isinstance(self._model.session.get_inputs()[0].shape[0], int)
         self._cache: OrderedDict[str, Future[list[_Found]]] = OrderedDict()
         self._cache_size = cache_size

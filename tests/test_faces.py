@@ -383,15 +383,25 @@ def test_one_face_of_each_photo_is_picked_as_from_each_alone(extractor):
 # Packs on disk.
 
 
-def test_a_pack_may_name_the_size_of_the_first_look_and_a_caller_decides_otherwise(tmp_path):
+def _sizes(extractor: FaceExtractor, side: int) -> list[int]:
+    return list(dict.fromkeys(size for size, _ in extractor.detector._looks(side, side)))
+
+
+def test_a_pack_may_limit_how_much_small_photos_are_enlarged_and_a_caller_decides_otherwise(tmp_path):
     folder = pack(tmp_path / "pack")
-    assert FaceExtractor(folder, device="cpu").detector.size == 640, "what the original pipelines look with"
-    (folder / "pack.toml").write_text("detection_size = 256\n")
-    assert FaceExtractor(folder, device="cpu").detector.size == 256
-    assert FaceExtractor(folder, device="cpu", detection_size=320).detector.size == 320
+    original = FaceExtractor(folder, device="cpu")
+    assert [_sizes(original, side)[0] for side in (64, 128, 2000)] == [640] * 3, "what the original pipelines look with"
+    (folder / "pack.toml").write_text("enlarge = 2\n")
+    limited = FaceExtractor(folder, device="cpu")
+    assert [_sizes(limited, side)[0] for side in (10, 100, 128, 300, 2000)] == [64, 224, 256, 608, 640]
+    assert _sizes(limited, 2000) == _sizes(original, 2000)
+    for side in (10, 100, 128, 300):
+        assert 640 in _sizes(limited, side), "nothing is given up that was tried before"
+    assert limited.face(photo((128, 128), magenta=(40, 30, 90, 100))).score > 0.5
+    assert _sizes(FaceExtractor(folder, device="cpu", detection_size=320), 100)[0] == 320
 
 
-@pytest.mark.parametrize("text", ["detection_size = 100", "size = 256", "detection_size = '256'", "no toml"])
+@pytest.mark.parametrize("text", ["enlarge = 0", "size = 256", "enlarge = '2'", "enlarge = true", "no toml"])
 def test_a_pack_file_that_makes_no_sense_is_bad_weights_and_named(tmp_path, text):
     folder = pack(tmp_path / "pack")
     (folder / "pack.toml").write_text(text)

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from idgen.bench import growth
+from idgen.bench.face_rows import face_rows
 from idgen.bench.machine import describe, has_fast_bfloat16
-from idgen.bench.models import SIZES
+from idgen.bench.models import SIZES, Size
 from idgen.bench.timing import Clock, Paired, paired, relative_error
 from idgen.bench.workloads import KINDS, Workload
 from idgen.speed import PRESETS, Levers
@@ -63,9 +65,21 @@ def suite(
                 if approximate and kind != "regions":
                     say(f"{name}, {kind}: approximate")
                     rows += approximations(workload, steps, max(1, rounds // 2))
+        few = min(3, rounds)
+        for kind in (kind for kind in kinds if kind != "regions"):
+            title = f"growth, {sizes[0]}, {kind}"
+            say(title)
+            make = partial(_make, SIZES[sizes[0]])
+            rows += [{"part": title, **r} for r in growth.rows(make, kind, SIZES[sizes[0]], "cpu", steps, few)]
+        say("faces")
+        rows += [{"part": "faces, wall-clock time", **row} for row in face_rows(rounds=few)]
     finally:
         torch.set_num_threads(threads)
     return {"suite": "cpu", "machine": machine, "clock": Clock("cpu").unit, "steps": steps, "rows": rows}
+
+
+def _make(size: Size, kind: str, **more: Any) -> Workload:
+    return Workload.make(kind, size, **more)
 
 
 def exact(workload: Workload, steps: int, rounds: int) -> dict[str, Any]:

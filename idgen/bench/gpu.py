@@ -1,11 +1,14 @@
-"""The GPU suite: full-size models with random weights on the device; one command, within nine minutes on an H100.
+"""The GPU suite: full-size models with random weights on the device; each run of the command stops within nine minutes.
 
-Rows come in order of weight, and the suite stops before its time is up: what was not reached is listed by name. With
+Parts come in order of weight. Every row is handed on as soon as it is measured, so that a run that is killed loses one
+part only; what was not reached is listed by name, and a run that is given the earlier results goes on from there. With
 ``size="nano"`` and ``device="cpu"`` the same code runs anywhere in seconds, which a test does.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,9 +17,12 @@ from typing import Any
 import torch
 
 from idgen.bench import gpu_parts as parts
+from idgen.bench import growth
+from idgen.bench.face_rows import face_rows
 from idgen.bench.machine import describe
 from idgen.bench.timing import Clock, paired, relative_error
 from idgen.bench.workloads import Workload
+from idgen.errors import BadRequest
 from idgen.speed import Levers
 
 Runs = dict[str, Callable[[], Any]]
@@ -27,7 +33,10 @@ TARGETS = {
     ("ip-adapter", "batch 8"): ">= 1.2 images/s (stretch 1.35)",
     ("ip-adapter", "fp8 and turbo"): "<= 0.45 s",
     ("instantid", "fp8 and turbo"): "<= 0.60 s",
+    ("ip-adapter", "8 steps without guidance"): "<= 0.22 s",
+    ("instantid", "8 steps without guidance"): "<= 0.30 s",
 }
+"""(kind, variant without the way of compiling) -> what was asked for; every way of compiling may reach it."""
 
 
 class Suite:
@@ -43,150 +52,259 @@ class Suite:
         seconds: float = 500.0,
         compiled: bool = True,
         say: Callable[[str], None] = lambda _: None,
+        keep: Callable[[dict[str, Any]], None] = lambda _: None,
+        before: dict[str, Any] | None = None,
     ) -> None:
-        self.size, self.device, self.dtype = parts.SIZES[size], device, dtype
-        self.steps, self.rounds, self.compiled, self.say = steps, rounds, compiled, say
-        self.end = time.monotonic() + seconds
-        self.rows: list[dict[str, Any]] = []
-        self.skipped: list[str] = []
+        """keep: is given all results so far after every row. before: results of an earlier run, to go on from.
 
-    def run(self) -> dict[str, Any]:
-        """All parts, the targets' first."""
-        machine = describe()
-        for kind in ("ip-adapter", "instantid"):
-            self.part(f"{kind}: eager", 60, partial(self.eager, kind))
-        self.part("throughput", 60, self.throughput)
-        self.part("stages, operations, memory", 30, lambda: parts.stages(self))
-        for kind in ("ip-adapter", "instantid"):
-            if self.compiled:
-                self.part(f"{kind}: compile regional", 60, partial(self.variants, kind, "regional"))
-            self.part(f"{kind}: fp8", 60, partial(self.fp8, kind))
-        self.part("growth with identities", 30, lambda: parts.growth(self))
-        if self.compiled:
-            self.part("recompilations", 40, lambda: parts.recompilations(self))
-            for kind in ("ip-adapter", "instantid"):
-                self.part(f"{kind}: compile full", 120, partial(self.variants, kind, "full"))
-            self.part("baseline compiled", 150, lambda: parts.compiled_baseline(self))
-        self.part("sd15", 40, lambda: parts.sd15(self))
+        Raises `BadRequest` when `before` was measured otherwise: another GPU, torch, size or number of steps.
+        """
+        self.size, self.device, self.dtype = parts.SIZES[size], device, dtype
+        self.steps, self.rounds, self.compiled, self.say, self.keep = steps, rounds, compiled, say, keep
+        self.end = time.monotonic() + seconds
+        self.machine = describe()
+        self.rows: list[dict[str, Any]] = []
+        self.done: dict[str, float] = {}
+        """part -> seconds that it took"""
+        self.skipped: list[str] = []
+        self._part = ""
+        if before is not None:
+            self._go_on(before)
+
+    def _go_on(self, before: dict[str, Any]) -> None:
+        mine, theirs = self.results(), before
+        for name in ("suite", "size", "steps", "dtype"):
+            if theirs.get(name) != mine[name]:
+                raise BadRequest(f"the earlier results have {name} {theirs.get(name)!r}, not {mine[name]!r}.", "resume")
+        for name in ("gpu", "torch"):
+            if theirs["machine"].get(name) != self.machine.get(name):
+                raise BadRequest(f"the earlier results were measured with another {name}.", "resume")
+        self.done = dict(before["done"])
+        self.rows = [row for row in before["rows"] if row["part"] in self.done]
+
+    def results(self) -> dict[str, Any]:
+        """What is known so far."""
         return {
             "suite": "h100",
             "size": self.size.name,
-            "machine": machine,
+            "dtype": self.dtype,
+            "machine": self.machine,
             "clock": Clock(self.device).unit,
             "steps": self.steps,
             "rows": self.rows,
+            "done": self.done,
             "not_reached": self.skipped,
         }
 
+    def run(self) -> dict[str, Any]:
+        """All parts, the targets' first. The numbers are the seconds that each needs on an H100, at a guess."""
+        kinds = ("ip-adapter", "instantid")
+        for kind, needs in zip(kinds, (100, 140)):
+            self.part(f"{kind}: exact", needs, partial(self.exact, kind))
+        self.part("ip-adapter: throughput", 70, partial(self.throughput, "ip-adapter", (8, 1, 2, 4)))
+        self.part("instantid: throughput", 50, partial(self.throughput, "instantid", (8,)))
+        for kind, needs in zip(kinds, (80, 110)):
+            self.part(f"{kind}: fp8", needs, partial(self.fp8, kind))
+        self.part("stages, operations, memory", 40, partial(parts.stages, self))
+        self.part("faces", 15, self.faces)
+        if self.compiled:
+            for kind, needs in zip(kinds, (150, 220)):
+                self.part(f"{kind}: compile full", needs, partial(self.full, kind))
+            for kind, needs in zip(kinds, (150, 220)):
+                self.part(f"{kind}: baseline compiled", needs, partial(parts.compiled_baseline, self, kind))
+        for kind, needs in zip(kinds, (60, 90)):
+            self.part(f"{kind}: approximate", needs, partial(self.approximate, kind))
+        for kind, needs in zip(kinds, (50, 70)):
+            self.part(f"{kind}: growth", needs, partial(self.growth, kind))
+        if self.compiled:
+            self.part("recompilations", 40, partial(parts.recompilations, self))
+        self.part("attention backends", 30, partial(parts.attention_backends, self))
+        self.part("first picture and loading", 90, partial(parts.first_picture, self))
+        self.part("sd15", 40, partial(parts.sd15, self))
+        self.keep(self.results())
+        return self.results()
+
     def part(self, name: str, needs: float, work: Callable[[], None]) -> None:
         """Do a part if about ``needs`` seconds are left; what fails is a row too, and the next part still runs."""
+        if name in self.done:
+            return
         if self.end - time.monotonic() < needs:
             self.skipped.append(name)
             return
         self.say(name)
         begin = time.monotonic()
+        self._part = name
         try:
             work()
+            self.done[name] = round(time.monotonic() - begin, 1)
         except Exception as error:  # a bench on a lent machine must hand back what it has
-            self.rows.append({"part": name, "error": f"{type(error).__name__}: {str(error)[:300]}"})
+            self.add(error=f"{type(error).__name__}: {str(error)[:300]}")
         self.say(f"  {time.monotonic() - begin:.0f} s")
+        self.keep(self.results())
         parts.free(self.device)
 
-    def make(self, kind: str, levers: Levers | None = None, **more: Any) -> Workload:
-        """A workload of this suite's size, with load-time levers applied."""
-        workload = Workload.make(kind, self.size, self.device, self.dtype, **more)
+    def add(self, **row: Any) -> None:
+        """One more row of the present part. A number that is not finite is left out: JSON has none."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.rows.append({"part": self._part, **finite})
+        self.keep(self.results())
+
+    def workload(self, kind: str, **more: Any) -> Workload:
+        """Of this suite's size, with no lever applied: what a baseline is built on."""
+        return Workload.make(kind, self.size, self.device, self.dtype, **more)
+
+    def prepared(self, kind: str, levers: Levers | None = None) -> Workload:
+        """With load-time levers applied."""
+        workload = self.workload(kind)
         workload.prepare(levers or Levers())
         return workload
 
-    def eager(self, kind: str) -> None:
-        """The stock loop against the exact path and the approximate levers, all without compilation."""
-        workload = self.make(kind)
+    def against(self, kind: str) -> tuple[Callable[[], Any], Workload]:
+        """(the stock loop, idgen's default). The baseline is copied first: levers change the memory format."""
+        workload = self.workload(kind)
         baseline = workload.baseline()
-        levers = {"exact": Levers(), **parts.APPROXIMATE}
-        if kind != "instantid":
-            levers = {name: value for name, value in levers.items() if "IdentityNet" not in name}
-        runs: Runs = {n: partial(workload.ours, self.steps, levers=v) for n, v in levers.items()}
-        runs["8 steps without guidance"] = lambda: workload.ours(8, guidance=1.0)
-        self.compare(kind, lambda: baseline(self.steps), runs, reference=lambda: workload.ours(self.steps))
+        workload.prepare(Levers())
+        return partial(baseline, self.steps), workload
 
-    def variants(self, kind: str, how: str) -> None:
-        """A way of compiling, exact and with the approximate levers that go with it."""
-        workload = self.make(kind, Levers(compile=how))
-        levers = {f"exact, compile={how}": Levers(compile=how)}
-        if how == "regional":
-            levers["turbo, compile=regional"] = parts.APPROXIMATE["turbo"].change(compile=how)
-        else:
-            half = Levers(compile=how, guidance_until=0.5, structure_until=0.7)
-            levers["half guidance, compile=full"] = half
-        plain = self.make(kind)
-        baseline = plain.baseline()
-        begin = time.monotonic()
-        workload.ours(2, levers=next(iter(levers.values())))
-        self.rows.append({"kind": kind, "variant": f"first picture, {how}", "s": time.monotonic() - begin})
-        runs: Runs = {n: partial(workload.ours, self.steps, levers=v) for n, v in levers.items()}
-        if how == "full":
-            runs["8 steps without guidance, compile=full"] = lambda: workload.ours(
-                8, guidance=1.0, levers=Levers(compile=how)
-            )
-        self.compare(kind, lambda: baseline(self.steps), runs, reference=lambda: plain.ours(self.steps))
+    def exact(self, kind: str) -> None:
+        """The stock loop against the exact path as Python runs it, and with its blocks compiled."""
+        baseline, plain = self.against(kind)
+        runs: Runs = {"exact": partial(plain.ours, self.steps)}
+        if self.compiled:
+            levers = Levers(compile="regional")
+            fast = self.prepared(kind, levers)
+            self.first(kind, fast, levers)
+            runs["exact, compile=regional"] = partial(fast.ours, self.steps, levers=levers)
+            turbo = parts.APPROXIMATE["turbo"].at_load_of(levers)
+            runs["turbo, compile=regional"] = partial(fast.ours, self.steps, levers=turbo)
+        self.compare(kind, baseline, runs, runs["exact"])
+
+    def full(self, kind: str) -> None:
+        """The whole network compiled, with CUDA graphs; few steps without guidance, where overhead weighs most."""
+        levers = Levers(compile="full")
+        baseline, plain = self.against(kind)
+        fast = self.prepared(kind, levers)
+        self.first(kind, fast, levers)
+        runs: Runs = {"exact, compile=full": partial(fast.ours, self.steps, levers=levers)}
+        self.compare(kind, baseline, runs, partial(plain.ours, self.steps), rounds=3)
+        runs = {"8 steps without guidance, compile=full": partial(fast.ours, 8, guidance=1.0, levers=levers)}
+        self.compare(kind, baseline, runs, None, rounds=2)
+
+    def approximate(self, kind: str) -> None:
+        """The levers that act on steps, without compilation: the ratio of each to the exact path is the same."""
+        baseline, plain = self.against(kind)
+        chosen = {n: v for n, v in parts.APPROXIMATE.items() if kind == "instantid" or "IdentityNet" not in n}
+        runs: Runs = {name: partial(plain.ours, self.steps, levers=levers) for name, levers in chosen.items()}
+        self.compare(kind, baseline, runs, partial(plain.ours, self.steps), rounds=2)
+        runs = {"8 steps without guidance": partial(plain.ours, 8, guidance=1.0)}
+        self.compare(kind, baseline, runs, None, rounds=2)
 
     def fp8(self, kind: str) -> None:
-        """8-bit linear layers; without a compiler they gain little, so both are measured."""
+        """8-bit linear layers; without a compiler they gain little."""
+        if importlib.util.find_spec("torchao") is None:
+            self.add(kind=kind, variant="fp8", skipped="torchao is not installed")
+            return
         how = "regional" if self.compiled else None
         load = Levers(quantise="fp8" if self.device.startswith("cuda") else "int8", compile=how)
-        workload, plain = self.make(kind, load), self.make(kind)
-        baseline = plain.baseline()
+        baseline, plain = self.against(kind)
+        fast = self.prepared(kind, load)
         levers = {f"{load.quantise}": load}
         levers[f"{load.quantise} and turbo"] = parts.APPROXIMATE["turbo"].at_load_of(load)
-        runs: Runs = {n: partial(workload.ours, self.steps, levers=v) for n, v in levers.items()}
-        self.compare(kind, lambda: baseline(self.steps), runs, reference=lambda: plain.ours(self.steps))
+        runs: Runs = {n: partial(fast.ours, self.steps, levers=v) for n, v in levers.items()}
+        runs |= {"8 steps without guidance, fp8": partial(fast.ours, 8, guidance=1.0, levers=load)}
+        self.compare(kind, baseline, runs, partial(plain.ours, self.steps), rounds=3)
 
-    def throughput(self) -> None:
-        """Images a second of the exact path at batch 1, 2, 4, 8."""
-        base = self.make("ip-adapter")
-        for batch in (1, 2, 4, 8):
-            workload = Workload.make("ip-adapter", self.size, self.device, self.dtype, batch=batch, like=base)
-            workload.ours(2)
-            clock = Clock(self.device)
-            run = partial(workload.ours, self.steps)
-            times = [clock.measure(run) for _ in range(max(2, self.rounds // 2))]
-            best = min(times)
-            row: dict[str, Any] = {"kind": "ip-adapter", "variant": f"batch {batch}", "s": best / 1000}
-            row |= {"images_s": 1000 * batch / best, "target": TARGETS.get(("ip-adapter", f"batch {batch}"))}
-            self.rows.append(row | parts.peak_memory(self.device))
+    def throughput(self, kind: str, batches: tuple[int, ...]) -> None:
+        """Images a second of the exact path; the largest batch with compiled blocks too."""
+        plain = self.prepared(kind)
+        for batch in batches:
+            self._throughput(plain, batch, f"batch {batch}", Levers())
+        if self.compiled:
+            del plain
+            levers = Levers(compile="regional")
+            self._throughput(self.prepared(kind, levers), batches[0], f"batch {batches[0]}, compile=regional", levers)
 
-    def compare(self, kind: str, baseline: Callable[[], Any], runs: Runs, reference: Callable[[], Any]) -> None:
-        """Interleaved, with errors against the exact eager path."""
-        result = paired(baseline, runs, rounds=self.rounds, device=self.device)
-        expected = reference()
-        distance = relative_error(expected, baseline())
-        self.rows.append(
-            {
-                "kind": kind,
-                "variant": "baseline",
-                "s": result.times["baseline"].median / 1000,
-                "max_error_in_std": distance[0],
-                "relative_l2_error": distance[1],
-            }
+    def _throughput(self, like: Workload, batch: int, variant: str, levers: Levers) -> None:
+        workload = self.workload(like.kind, batch=batch, like=like)
+        workload.ours(2, levers=levers)
+        clock = Clock(self.device)
+        parts.reset_peak(self.device)
+        best = min(clock.measure(partial(workload.ours, self.steps, levers=levers)) for _ in range(2))
+        self.add(
+            kind=like.kind,
+            variant=variant,
+            s=best / 1000,
+            images_s=1000 * batch / best,
+            target=_target(like.kind, variant),
+            **parts.peak_memory(self.device),
+        )
+
+    def faces(self) -> None:
+        """On every processor that the face models can run on."""
+        devices = ("cpu", "cuda") if self.device.startswith("cuda") else ("cpu",)
+        for row in face_rows(devices, rounds=min(3, self.rounds)):
+            self.add(**row)
+
+    def growth(self, kind: str) -> None:
+        """With the picture's size, the number of steps and the number of people."""
+        for row in growth.rows(self.workload, kind, self.size, self.device, self.steps, min(3, self.rounds)):
+            self.add(**row)
+
+    def first(self, kind: str, workload: Workload, levers: Levers) -> None:
+        """The first picture after compilation was asked for, of two steps: the compiler's time, from torch's cache on
+        disk if it has it."""
+        begin = time.monotonic()
+        workload.ours(2, levers=levers)
+        parts.synchronise(self.device)
+        self.add(kind=kind, variant=f"first picture, compile={levers.compile}, 2 steps", s=time.monotonic() - begin)
+
+    def compare(
+        self,
+        kind: str,
+        baseline: Callable[[], Any],
+        runs: Runs,
+        reference: Callable[[], Any] | None,
+        rounds: int | None = None,
+    ) -> None:
+        """Interleaved, with errors against the exact eager path; without a reference, errors would say nothing."""
+        result = paired(baseline, runs, rounds=min(rounds or self.rounds, self.rounds), device=self.device)
+        expected = None if reference is None else reference().clone()
+        error: tuple[float | None, float | None] = (None, None)
+        if expected is not None:
+            error = relative_error(expected, baseline())
+        time_ = result.times["baseline"]
+        self.add(
+            kind=kind,
+            variant="baseline",
+            s=time_.median / 1000,
+            p95_s=time_.p95 / 1000,
+            ms_a_step=time_.median / self.steps,
+            max_error_in_std=error[0],
+            relative_l2_error=error[1],
         )
         for name, run in runs.items():
-            # Another number of steps is another picture: its distance says nothing.
-            error = (None, None) if name.startswith("8 steps") else relative_error(run(), expected)
+            parts.reset_peak(self.device)
+            before = parts.allocated(self.device)
+            latents = run()
+            few = name.startswith("8 steps")  # another number of steps is another picture
+            error = (None, None) if expected is None or few else relative_error(latents, expected)
             time_ = result.times[name]
-            self.rows.append(
-                {
-                    "kind": kind,
-                    "variant": name,
-                    "s": time_.median / 1000,
-                    "p95_s": time_.p95 / 1000,
-                    "ms_a_step": time_.median / self.steps,
-                    "ratio": result.ratios[name].as_dict(),
-                    "max_error_in_std": error[0],
-                    "relative_l2_error": error[1],
-                    "target": TARGETS.get((kind, name)),
-                    **parts.peak_memory(self.device),
-                }
+            self.add(
+                kind=kind,
+                variant=name,
+                s=time_.median / 1000,
+                p95_s=time_.p95 / 1000,
+                ms_a_step=time_.median / (8 if few else self.steps),
+                ratio=result.ratios[name].as_dict(),
+                max_error_in_std=error[0],
+                relative_l2_error=error[1],
+                target=_target(kind, name),
+                **parts.working_memory(self.device, before),
             )
+
+
+def _target(kind: str, variant: str) -> str | None:
+    return TARGETS.get((kind, variant.split(", ")[0]))
 
 
 def suite(**settings: Any) -> dict[str, Any]:

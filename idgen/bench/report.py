@@ -6,33 +6,67 @@ import json
 from pathlib import Path
 from typing import Any
 
+from idgen.errors import BadRequest
+
+NOT_SHOWN = ("part", "axis", "value", "max_error_in_std", "provider")
+"""What a table says elsewhere, or only the JSON holds."""
+
 
 def save(results: dict[str, Any], folder: Path) -> list[Path]:
     """Write ``speed-SUITE.json``, ``.md`` and, where matplotlib is installed, ``.png``; returns what was written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"speed-{results['suite']}"
-    written = [stem.with_suffix(".json"), stem.with_suffix(".md")]
-    written[0].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    written[1].write_text(markdown(results), encoding="utf-8")
-    try:
-        plot(results, stem.with_suffix(".png"))
-        written.append(stem.with_suffix(".png"))
-    except ImportError:
-        pass
+    written = save_text(results, folder)
+    picture = written[0].with_suffix(".png")
+    if any(_in_plot(row) for row in results["rows"]):
+        try:
+            plot(results, picture)
+            written.append(picture)
+        except ImportError:
+            pass
     return written
 
 
+def save_text(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``speed-SUITE.json`` and ``.md``, each in one step: a process that is killed leaves the last whole one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"speed-{results['suite']}"
+    written = [stem.with_suffix(".json"), stem.with_suffix(".md")]
+    for path, text in zip(written, (json.dumps(results, indent=1) + "\n", markdown(results))):
+        draft = path.with_suffix(path.suffix + ".part")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    return written
+
+
+def load(folder: Path, suite: str) -> dict[str, Any] | None:
+    """What `save` wrote, or ``None`` where there is nothing yet.
+
+    Raises `BadRequest` for a file that holds anything else.
+    """
+    path = folder / f"speed-{suite}.json"
+    if not path.is_file():
+        return None
+    try:
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not {"rows", "done", "machine"} <= results.keys():
+            raise ValueError("rows, done or machine is missing")
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadRequest(f"{path} holds no results ({error}); move it away to start anew.", "resume") from None
+    return results
+
+
 def markdown(results: dict[str, Any]) -> str:
-    """A page with one table a model size."""
+    """A page with a table for each kind of row."""
     machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items() if value is not None)
     lines = [f"# Speed, {results['suite']} suite", "", f"{machine}. Clock: {results['clock']}.", ""]
-    if any("ms_a_step" in row and "size" in row for row in results["rows"]):
-        lines += _cpu_tables(results["rows"])
-    else:
-        lines += _gpu_table(results["rows"])
+    against_stock = [row for row in results["rows"] if "size" in row]
+    lines += _cpu_tables(against_stock)
+    titles = dict.fromkeys(row.get("part") for row in results["rows"] if "size" not in row)
+    for title in titles:
+        lines += [f"## {title}", ""] if title else []
+        lines += [*_table([row for row in results["rows"] if "size" not in row and row.get("part") == title]), ""]
     if results.get("not_reached"):
-        lines += ["", "Not reached within the time: " + ", ".join(results["not_reached"]) + "."]
-    return "\n".join(lines) + "\n"
+        lines += ["Not reached within the time: " + ", ".join(results["not_reached"]) + ".", ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _cpu_tables(rows: list[dict[str, Any]]) -> list[str]:
@@ -57,25 +91,12 @@ def _cpu_tables(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _gpu_table(rows: list[dict[str, Any]]) -> list[str]:
-    names: tuple[str, ...] = (
-        "kind",
-        "variant",
-        "s",
-        "p95_s",
-        "ms_a_step",
-        "images_s",
-        "ratio",
-        "tflop_s",
-        "share_of_floor",
-        "peak_gib",
-    )
-    names += ("relative_l2_error", "count", "target", "error")
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in rows:
-        shown = {**row, "kind": row.get("kind", row.get("part", ""))}
-        lines.append("| " + " | ".join(_cell(shown.get(name)) for name in names) + " |")
-    return lines
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """A column for every number that any row has."""
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in NOT_SHOWN]
+    columns = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows]
 
 
 def _cell(value: Any) -> str:
@@ -84,6 +105,11 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['median']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _in_plot(row: dict[str, Any]) -> bool:
+    """Comparisons with the main baseline: no growth, and no kernel against another."""
+    return isinstance(row.get("ratio"), dict) and "axis" not in row and "against" not in row["variant"]
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -97,7 +123,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in results["rows"] if isinstance(row.get("ratio"), dict)]
+    rows = [row for row in results["rows"] if _in_plot(row)]
     groups = list(dict.fromkeys((row.get("size", ""), row["kind"]) for row in rows))
     counts = [sum((r.get("size", ""), r["kind"]) == group for r in rows) for group in groups]
     figure, axes = plt.subplots(

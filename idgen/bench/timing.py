@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,7 +81,9 @@ class Paired:
     ratios: dict[str, Ratio]
 
 
-def paired(baseline: Run, variants: dict[str, Run], *, rounds: int, device: str = "cpu", warm: bool = True) -> Paired:
+def paired(
+    baseline: Run, variants: Mapping[str, Run], *, rounds: int, device: str = "cpu", warm: bool = True
+) -> Paired:
     """Measure ``rounds`` times: baseline, every variant, baseline again.
 
     A variant's ratio in a round is that to the mean of the round's two baselines; the second baseline against the first
@@ -98,7 +100,7 @@ def paired(baseline: Run, variants: dict[str, Run], *, rounds: int, device: str 
         gc.collect()
         first.append(clock.measure(baseline))
         # Every other round backwards: a machine that slowly gets busier must not favour the first.
-        for name in list(variants) if number % 2 == 0 else list(reversed(variants)):
+        for name in [*variants][:: 1 if number % 2 == 0 else -1]:
             times[name].append(clock.measure(variants[name]))
         second.append(clock.measure(baseline))
     noise = quartiles([a / b for a, b in zip(first, second)])

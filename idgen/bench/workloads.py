@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -62,7 +62,15 @@ class Workload:
             return self.inputs.instantid(self.weights, self.controlnet)
         return self.inputs.ip_adapter(self.weights)
 
-    def ours(self, steps: int, guidance: float = 5.0, levers: Levers | None = None) -> Tensor:
+    def resize(self, latent: int) -> None:
+        """From now on pictures of ``8 * latent`` pixels a side; the models stay."""
+        inputs = self.inputs
+        people = inputs.images.shape[1]
+        size = replace(self.size, latent=latent)
+        dtype = str(inputs.text.dtype).removeprefix("torch.")
+        self.inputs = Inputs.random(size, str(inputs.text.device), dtype, len(inputs.text), people)
+
+    def ours(self, steps: int, guidance: float = 5.0, levers: Levers | None = None, attention: str = "sdpa") -> Tensor:
         """idgen's final latents, (B, c, h, w)."""
         return sample(
             self.backbone,
@@ -71,6 +79,7 @@ class Workload:
             make_scheduler(None, self.backbone.scheduler),
             steps=steps,
             guidance=guidance,
+            attention=attention,
             levers=levers or Levers(),
         )
 

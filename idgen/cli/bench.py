@@ -1,4 +1,4 @@
-"""``idgen bench``: measure speed against stock diffusers, with random weights; nothing is downloaded."""
+"""``idgen bench``: measure speed, with random weights against stock diffusers or on mini; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ class SuiteName(str, Enum):
     """What can be measured."""
 
     cpu = "cpu"
+    mini = "mini"
     h100 = "h100"
 
 
 def bench(
-    suite: Annotated[SuiteName, typer.Option(help="cpu: small models, one thread. h100: full size, on a GPU.")] = (
-        SuiteName.cpu
-    ),
-    size: Annotated[str | None, typer.Option(help="One model size: nano, overhead, small, sdxl.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    suite: Annotated[
+        SuiteName,
+        typer.Option(help="cpu: small random models, one thread. mini: the bundled models. h100: full size, on a GPU."),
+    ] = SuiteName.cpu,
+    size: Annotated[
+        str | None, typer.Option(help="cpu, h100: one model size: nano, overhead, small, sdxl.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps; 30, for mini 20.", show_default=False)
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved repetitions.")] = 5,
+    people: Annotated[int, typer.Option(min=1, max=100, help="mini: people whose likeness is measured.")] = 12,
     seconds: Annotated[float, typer.Option(min=1, help="h100: stop before this many seconds have passed.")] = 500,
+    resume: Annotated[bool, typer.Option(help="h100: go on from the results in --out.")] = False,
     device: Annotated[str, typer.Option(help="h100: where to run.")] = "cuda",
     compiled: Annotated[bool, typer.Option(help="h100: also with torch.compile.")] = True,
     approximate: Annotated[bool, typer.Option(help="cpu: also the approximate levers.")] = True,
@@ -33,33 +41,39 @@ def bench(
 ) -> None:
     """Compare idgen's sampler with stock diffusers pipelines, interleaved in one process.
 
-    The cpu suite takes about 15 minutes, with --size overhead about 5; the h100 suite at most 9 minutes.
+    The cpu suite takes about 20 minutes, with --size overhead about 7; the mini suite about 6. The h100 suite stops
+    after at most 9 minutes; run it again with --resume for the parts that it did not reach.
     """
     from idgen.backbone import choose_device
-    from idgen.bench import cpu, gpu, report
+    from idgen.bench import cpu, gpu, mini, report
     from idgen.bench.models import SIZES
     from idgen.errors import BadRequest
 
     _quiet()
     if size is not None and size not in SIZES:
         raise BadRequest(f"there is no model size {size!r}; choose one of {', '.join(SIZES)}.", "size")
+    if resume and (out is None or suite is not SuiteName.h100):
+        raise BadRequest("--resume goes with --suite h100 and --out, where the earlier results lie.", "resume")
     say = lambda text: typer.echo(text, err=True)  # noqa: E731
     results: dict[str, Any]
     if suite is SuiteName.cpu:
         sizes = (size,) if size else ("overhead", "small")
-        results = cpu.suite(sizes, steps=steps, rounds=rounds, approximate=approximate, say=say)
+        results = cpu.suite(sizes, steps=steps or 30, rounds=rounds, approximate=approximate, say=say)
+    elif suite is SuiteName.mini:
+        results = mini.suite(steps=steps or 20, rounds=rounds, people=people, say=say)
     else:
         choose_device(device)
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
         results = gpu.suite(
             size=size or "sdxl",
             device=device,
-            dtype=dtype,
-            steps=steps,
+            dtype="bfloat16" if device.startswith("cuda") else "float32",
+            steps=steps or 30,
             rounds=rounds,
             seconds=seconds,
             compiled=compiled,
             say=say,
+            keep=(lambda results: None) if out is None else (lambda results: report.save_text(results, out)),
+            before=report.load(out, "h100") if resume and out is not None else None,
         )
     if out is not None:
         for path in report.save(results, out):
