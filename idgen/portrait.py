@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,19 +42,16 @@ class Portrait:
         """
         path = Path(path)
         data = self.to_bytes(path.suffix)
+        # Not tempfile's, which nobody else may read: a web server could not show the picture.
+        temporary = path.with_name(f".idgen-{uuid.uuid4().hex}{path.suffix}")
         try:
-            handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=".idgen-", dir=path.parent)
+            try:
+                temporary.write_bytes(data)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
         except OSError as error:
             raise BadRequest(f"cannot write {path}: {error.strerror or error}.", "out") from None
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            temporary.replace(path)
-        except OSError as error:
-            raise BadRequest(f"cannot write {path}: {error.strerror or error}.", "out") from None
-        finally:
-            temporary.unlink(missing_ok=True)
         return path
 
     def to_bytes(self, suffix: str = ".png") -> bytes:

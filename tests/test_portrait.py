@@ -75,6 +75,11 @@ def test_portraits_are_saved_in_the_usual_formats(suffix: str, tmp_path: Path) -
     assert {entry.name for entry in tmp_path.iterdir()} <= {path.name, "home"}
 
 
+def test_a_saved_portrait_is_as_readable_as_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    assert made().save(tmp_path / "a.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_target_that_cannot_be_written_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     portrait = made()
     with pytest.raises(BadRequest, match="saved as"):
