@@ -172,14 +172,17 @@ def test_the_gpu_suite_names_what_it_had_no_time_for() -> None:
     assert not results["rows"] and "ip-adapter: exact" in results["not_reached"]
 
 
-def test_a_baseline_is_stock_whatever_levers_are_applied_afterwards() -> None:
-    """channels_last is a lever: a baseline copied from a prepared model would have it too."""
+def test_the_gpu_suites_baselines_are_stock_whatever_levers_are_applied_to_idgens_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """channels_last is a lever on a GPU: a baseline copied from a prepared model would have it too."""
+    layout = torch.channels_last
+    monkeypatch.setattr(Workload, "prepare", lambda self, levers: self.backbone.unet.to(memory_format=layout))
+    suite = gpu.Suite(**NANO)
     for kind in ("ip-adapter", "instantid"):
-        workload = Workload.make(kind, SIZES["nano"])
-        baseline = workload.baseline()
-        workload.backbone.unet.to(memory_format=torch.channels_last)
-        stock = baseline.unet if kind == "instantid" else baseline.pipe.unet
-        assert stock.conv_in.weight.is_contiguous() and not workload.backbone.unet.conv_in.weight.is_contiguous()
+        baseline, ours = suite.against(kind)
+        stock = baseline.func.unet if kind == "instantid" else baseline.func.pipe.unet
+        assert stock.conv_in.weight.is_contiguous() and not ours.backbone.unet.conv_in.weight.is_contiguous()
 
 
 def test_a_baseline_compiles_each_network_once_in_channels_last_and_marks_the_steps_of_its_graphs(
