@@ -44,7 +44,8 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped where the format allows it: 1.7 GB of InstantID then take no memory on their way to the GPU.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise BadWeights(

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from idgen.adapters.loading import dtype_option
+from idgen.base_loading import FAMILIES, first_line, load_pipe
 from idgen.caches import TensorCache
-from idgen.errors import BadRequest, BadWeights, IdgenError, OutOfMemory, WeightsMissing
+from idgen.errors import BadRequest, BadWeights, IdgenError, OutOfMemory
 
-FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -121,7 +118,8 @@ class Backbone:
             raise BadRequest(f"offload is {offload!r}; choose 'model', 'sequential' or nothing.", "offload")
         if offload and device == "cpu":
             raise BadRequest("offload moves models between GPU and CPU; without a GPU leave it off.", "offload")
-        pipe = _load_pipe(source, DTYPES[dtype], config, variant)
+        # Offloading wants the weights on the CPU; otherwise they go where they are used as they are read.
+        pipe = load_pipe(source, DTYPES[dtype], config, variant, "cpu" if offload else device)
         family = FAMILIES.get(type(pipe).__name__)
         if family is None:
             raise BadWeights(f"{source} holds a {type(pipe).__name__}; idgen needs an SDXL or SD1.5 base model.")
@@ -187,7 +185,7 @@ class Backbone:
             else:
                 self.pipe.load_lora_weights(str(source), adapter_name=name)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BadWeights(f"{source} is not a LoRA for this {self.family} base ({_first_line(error)}).") from None
+            raise BadWeights(f"{source} is not a LoRA for this {self.family} base ({first_line(error)}).") from None
         self._lora_scales[name] = scale
         self.pipe.set_adapters(list(self._lora_scales), list(self._lora_scales.values()))
         self.text_cache.clear()
@@ -212,7 +210,7 @@ class Backbone:
             self.pipe.load_textual_inversion(str(source), token=token)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise BadWeights(
-                f"{source} is not an embedding for this {self.family} base ({_first_line(error)})."
+                f"{source} is not an embedding for this {self.family} base ({first_line(error)})."
             ) from None
         self.text_cache.clear()
 
@@ -299,132 +297,3 @@ def explain_out_of_memory() -> Iterator[None]:
         raise OutOfMemory(
             "the GPU ran out of memory: lower n, width or height, or load with offload='model' and vae_tiling=True."
         ) from None
-
-
-def _load_pipe(source: str | Path, dtype: torch.dtype, config: str | Path | None, variant: str | None) -> Any:
-    import diffusers
-
-    path = Path(source)
-    if path.is_file():
-        return _load_single_file(path, dtype, config)
-    if path.is_dir():
-        index = path / "model_index.json"
-        if not index.is_file():
-            raise BadWeights(f"{path} is no diffusers folder: it has no model_index.json.")
-        try:
-            name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-        except ValueError:
-            raise BadWeights(f"{index} is not valid JSON.") from None
-        if name not in FAMILIES:
-            raise BadWeights(f"{path} holds a {name}; idgen needs an SDXL or SD1.5 base model.")
-    elif path.suffix or str(source).count("/") != 1:
-        raise WeightsMissing(
-            f"there is no base model at {source}: give a diffusers folder, a .safetensors file or a hub id."
-        )
-    options: dict[str, Any] = {**dtype_option(dtype), "safety_checker": None, "feature_extractor": None}
-    if variant:
-        options["variant"] = variant
-    with _quiet():
-        try:
-            return diffusers.DiffusionPipeline.from_pretrained(str(source), **options)
-        except OSError as error:
-            if path.is_dir():
-                raise BadWeights(f"{path} is incomplete or damaged ({_first_line(error)}).") from None
-            raise WeightsMissing(
-                f"the base model {source!r} is not on this machine and could not be fetched ({_first_line(error)}). "
-                f"Fetch it with: hf download {source}"
-            ) from None
-        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-            raise BadWeights(f"{source} is not a usable base model ({_first_line(error)}).") from None
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise BadWeights(f"{source} has a damaged safetensors file ({_first_line(error)}).") from None
-
-
-def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None) -> Any:
-    import diffusers
-    from safetensors import safe_open
-
-    from idgen.single_file import family_of, read_models
-
-    try:
-        with safe_open(path, "pt") as file:
-            keys = set(file.keys())
-    except Exception as error:
-        raise BadWeights(f"{path} is damaged or no safetensors file ({_first_line(error)}).") from None
-    if not any(key.startswith("model.diffusion_model.") for key in keys):
-        raise BadWeights(f"{path} is no base model: it has no key that begins with 'model.diffusion_model.'.")
-    family = family_of(keys)
-    if family is None:
-        raise BadWeights(f"{path} lacks the text encoders of SDXL and SD1.5; idgen needs a whole base of either kind.")
-    folder = _description(path, family, config)
-    with _quiet():
-        try:
-            models = read_models(path, folder, family, dtype)
-            # Weights of the folder are not read: what is passed in is not loaded; tokenizers and scheduler are.
-            return diffusers.DiffusionPipeline.from_pretrained(
-                str(folder), **models, safety_checker=None, feature_extractor=None, local_files_only=True
-            )
-        except IdgenError:
-            raise
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-            raise BadWeights(
-                f"{path} cannot be loaded with the description in {folder} ({_first_line(error)})."
-            ) from None
-
-
-def _description(path: Path, family: str, config: str | Path | None) -> Path:
-    """A diffusers folder that describes the single file ``path``: ``config``, the store's public base, or the hub's."""
-    from idgen.locate import locate
-    from idgen.weights.fetch import fetch_hub
-    from idgen.weights.manifest import get_entry
-
-    if config is not None:
-        folder = Path(config)
-        try:
-            name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-        except OSError:
-            raise WeightsMissing(
-                f"there is no diffusers folder at {config}, given as config= for {path}: it has no model_index.json."
-            ) from None
-        except (ValueError, KeyError, TypeError):
-            raise BadWeights(f"{folder / 'model_index.json'}, given for {path}, does not say what it is.") from None
-        if FAMILIES.get(name) != family:
-            raise BadWeights(f"{path} is an {family} base, but {config}, given as config=, describes a {name}.")
-        return folder
-    with suppress(IdgenError):
-        return locate(family)
-    entry = get_entry(family)
-    texts = replace(entry, files=tuple(name for name in entry.files if not name.endswith(".safetensors")))
-    try:
-        return fetch_hub(texts, entry.revision, force=False, progress=False).root
-    except WeightsMissing as error:
-        raise WeightsMissing(
-            f"{path} is there, but the description of its architecture is not: give a diffusers folder of an {family} "
-            f"base as config=, or run once with a network. {_first_line(error)}"
-        ) from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the loaders' notes on absent safety checkers and per-component progress bars, not their errors."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(before[0])
-        transformers_logging.set_verbosity(before[1])
-        diffusers_logging.enable_progress_bar()
-        transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

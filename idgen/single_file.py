@@ -77,12 +77,13 @@ def family_of(keys: set[str]) -> str | None:
     return "sd15" if any(key.startswith("cond_stage_model.transformer.") for key in keys) else None
 
 
-def read_models(path: Path, folder: Path, family: str, dtype: torch.dtype) -> dict[str, Any]:
+def read_models(path: Path, folder: Path, family: str, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:
     """The UNet, VAE and text encoders in ``path``, by their names in a pipeline.
 
     Args:
         folder: a diffusers folder of the same architecture; only its ``config.json`` files are read.
         family: ``sdxl`` or ``sd15``.
+        device: each tensor goes there in ``dtype`` as it is read; no model is whole on the CPU on its way.
     Raises:
         BadWeights: a tensor is absent or has another size; the message names it as the file does.
         OSError, ValueError: the folder or the file cannot be read.
@@ -106,13 +107,13 @@ def read_models(path: Path, folder: Path, family: str, dtype: torch.dtype) -> di
                 rule = _open_clip_rule if name == "text_encoder_2" else _clip_rule(family, set(file.keys()))
                 models[name] = cls(cls.config_class.from_pretrained(str(folder), subfolder=name)), rule
         try:
-            return {name: _fill(model, rule, file, dtype) for name, (model, rule) in models.items()}
+            return {name: _fill(model, rule, file, dtype, device) for name, (model, rule) in models.items()}
         except LookupError as error:
             cure = f"Is it a base of another kind than {folder}, cut short, or meant for inpainting?"
             raise BadWeights(f"{path} is not a usable base model: {error.args[0]}. {cure}") from None
 
 
-def _fill(model: Any, rule: Rule, file: Any, dtype: torch.dtype) -> Any:
+def _fill(model: Any, rule: Rule, file: Any, dtype: torch.dtype, device: str) -> Any:
     """Give a model the file's tensors, one by one."""
     keys, state = set(file.keys()), {}
     for name, place in model.state_dict().items():
@@ -127,7 +128,7 @@ def _fill(model: Any, rule: Rule, file: Any, dtype: torch.dtype) -> Any:
         if _plain(size) != _plain(want):
             raise LookupError(f"its {key!r} has the size {size} instead of {want}")
         value = file.get_tensor(key).chunk(parts)[part]
-        state[name] = (value.T if turned else value).reshape(place.shape).to(dtype).contiguous()
+        state[name] = (value.T if turned else value).reshape(place.shape).to(device, dtype).contiguous()
     model.load_state_dict(state, assign=True)
     return model.eval()
 

@@ -196,3 +196,13 @@ def test_a_text_encoder_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_every_error_is_an_idgen_error() -> None:
     assert issubclass(BadWeights, IdgenError) and issubclass(WeightsMissing, IdgenError)
+
+
+def test_tensors_of_an_adapter_are_mapped_from_the_file_not_copied(tmp_path: Path) -> None:
+    torch.save({"image_proj": {"a": torch.ones(3)}}, tmp_path / "a.bin")
+    (tensor,) = read_tensors(tmp_path / "a.bin").values()
+    maps = Path("/proc/self/maps")  # Linux only
+    assert not maps.exists() or str(tmp_path / "a.bin") in maps.read_text()
+    assert torch.equal(tensor, torch.ones(3))
+    torch.save({"a": torch.ones(3)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_tensors(tmp_path / "old.bin")["a"], torch.ones(3))

@@ -18,6 +18,7 @@ from torch import Tensor
 import idgen
 from idgen.backbone import Backbone
 from idgen.errors import BadWeights, IdgenError, WeightsMissing
+from idgen.single_file import read_models
 from idgen.weights.manifest import get_entry
 from tests import single_file, tiny
 
@@ -263,3 +264,10 @@ def test_without_config_a_description_in_the_hubs_cache_is_enough(
     (here / "refs").mkdir()
     (here / "refs/main").write_text("a" * 40)
     assert_same(weights(load(path, None)), weights(from_folder(family)))
+
+
+def test_each_tensor_goes_to_its_device_and_dtype_as_it_is_read(shared_file: tuple[str, Path]) -> None:
+    """``meta`` stands for a GPU: a tensor left behind on the CPU would show."""
+    family, path = shared_file
+    for model in read_models(path, FOLDERS[family], family, torch.bfloat16, "meta").values():
+        assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
