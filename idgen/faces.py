@@ -123,7 +123,7 @@ class FaceExtractor:
         Raises `BadWeights` when a model fails to run.
         """
         waiting = iter(photos)
-        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(THREADS, _cores())) as pool:
             while some := list(islice(waiting, TOGETHER)):
                 yield from self._extract_some(some, pool)
 
@@ -269,6 +269,11 @@ class FaceExtractor:
                 yield self._as_faces(each[1].result(), each[0], describe(source))
             except NoFaceFound as error:
                 yield error
+
+
+def _cores() -> int:
+    """Cores that this process may use: in a container or under taskset fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(eq=False)
