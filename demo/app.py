@@ -25,6 +25,7 @@ from idgen.demo.session import Session
 if TYPE_CHECKING:
     from idgen.engine import Engine
     from idgen.faces import FaceExtractor
+    from idgen.request import Request
 
 MAX_UPLOAD = "30mb"
 SWEEP = (600, 7200)
@@ -38,6 +39,8 @@ def build(
     base: str | None = None,
     ready: Collection[str] | None = None,
     extractor: Callable[[], FaceExtractor] | None = None,
+    check: Callable[[Request], object] = lambda _: None,
+    deadline_s: float | None = None,
 ) -> gr.Blocks:
     """Build the page.
 
@@ -46,18 +49,22 @@ def build(
         base: the base model that the engine loads, which decides what pipelines can be offered; ``None``: any.
         ready: names of pipelines that the engine can run whatever the weights manifest says.
         extractor: finds the faces in the photos; the default one if ``None``.
+        check: raises BadRequest for a request that the server does not allow; asked before each is queued.
+        deadline_s: seconds after which a request is given up; ``None``: never.
     """
     from idgen.api import default_extractor
     from idgen.demo.batch import batch_tab
     from idgen.demo.compare import compare_tab
     from idgen.demo.create import create_tab
     from idgen.demo.history import history_tab
+    from idgen.demo.limits import LimitedEngine
     from idgen.demo.offers import offers
     from idgen.demo.uploads import Blocks
 
+    limited = LimitedEngine(engine, check, deadline_s)
     with Blocks(title="idgen", analytics_enabled=False, delete_cache=SWEEP, fill_width=True) as blocks:
         state = gr.State(Session(), delete_callback=Session.close)
-        page = Page(engine, offers(base, ready), extractor or default_extractor, state)
+        page = Page(limited, offers(base, ready), extractor or default_extractor, state)
         gr.HTML(HEADER, padding=False)
         with gr.Row(elem_classes="idgen-columns"):
             with gr.Column(scale=3, min_width=300, elem_id="person"):

@@ -94,6 +94,7 @@ def batch_tab(page: Page) -> None:
                     lambda wanted: person(sittings, page.offer(wanted)),
                     name,
                     ready,
+                    page.engine.check,
                 )
                 folder = session.new_folder("batch")
                 for state in prompts.render(session, page.engine, items, folder):

@@ -13,9 +13,9 @@ from idgen.errors import BadRequest, NoFaceFound
 from idgen.request import Request
 
 if TYPE_CHECKING:
+    from idgen.demo.limits import LimitedEngine
     from idgen.demo.offers import Offer
     from idgen.demo.session import Session, Shot
-    from idgen.engine import Engine
     from idgen.faces import FaceExtractor
 
 SEEDS = 10**6
@@ -68,7 +68,7 @@ def person(sittings: Sequence[Sitting], offer: Offer) -> Any:
     return usable[0].portrait() if len(usable) == 1 else [each.portrait() for each in usable]
 
 
-def make_request(sittings: Sequence[Sitting], offer: Offer, engine: Engine, wanted: Settings) -> Request:
+def make_request(sittings: Sequence[Sitting], offer: Offer, engine: LimitedEngine, wanted: Settings) -> Request:
     """A validated request. May load the pipeline, whose base decides what a size preset means in pixels."""
     if not offer.ready:
         raise BadRequest(f"{offer.name} cannot run here: {offer.cure}", "pipeline")

@@ -17,8 +17,8 @@ from idgen.demo.session import Session
 from idgen.demo.work import toasts
 
 if TYPE_CHECKING:
+    from idgen.demo.limits import LimitedEngine
     from idgen.demo.offers import Offer
-    from idgen.engine import Engine
     from idgen.faces import FaceExtractor
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -29,7 +29,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 class Page:
     """Handed to every tab."""
 
-    engine: Engine
+    engine: LimitedEngine
     offers: list[Offer]
     extractor: Callable[[], FaceExtractor]
     session: gr.State

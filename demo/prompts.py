@@ -26,8 +26,8 @@ from idgen.jobs import Busy
 from idgen.request import Request
 
 if TYPE_CHECKING:
+    from idgen.demo.limits import LimitedEngine
     from idgen.demo.session import Session
-    from idgen.engine import Engine
 
 MOST = 500
 """Images of one batch in the demo; ``idgen batch`` has no bound."""
@@ -66,12 +66,18 @@ class State:
 
 
 def read(
-    path: str, uploads: Mapping[str, str], person: Callable[[str], Any], pipeline: str, ready: list[str]
+    path: str,
+    uploads: Mapping[str, str],
+    person: Callable[[str], Any],
+    pipeline: str,
+    ready: list[str],
+    check: Callable[[Request], object] = lambda _: None,
 ) -> list[Item]:
     """The rows of a prompt file, checked.
 
     uploads: file name -> path of the files that came with it. person: gives who is meant in rows that name nobody, for
-    a pipeline. pipeline: for rows that name none. Raises BadRequest when the file is none or asks for too much.
+    a pipeline. pipeline: for rows that name none. check: raises BadRequest for a request that the server does not allow;
+    its row is then a bad one. Raises BadRequest when the file is none or asks for too much.
     """
     items: list[Item] = []
     images = 0
@@ -80,7 +86,9 @@ def read(
         try:
             if row.problem is not None:
                 raise row.problem
-            item.request, item.person = _request(row.fields, uploads, person, pipeline, ready)
+            request, item.person = _request(row.fields, uploads, person, pipeline, ready)
+            check(request)
+            item.request = request
             images += item.request.n
         except IdgenError as error:
             item.records.append(_failed(row, str(error)))
@@ -118,7 +126,7 @@ def _uploaded(name: str, value: Any, uploads: Mapping[str, str]) -> Any:
     return open_source(name, found if len(found) > 1 else found[0])
 
 
-def render(session: Session, engine: Engine, items: list[Item], folder: Path) -> Iterator[State]:
+def render(session: Session, engine: LimitedEngine, items: list[Item], folder: Path) -> Iterator[State]:
     """Render all rows into a folder; yields a few times a second. Cancelling the session ends it early."""
     waiting = deque(item for item in items if item.request is not None)
     total, done = sum(item.request.n for item in waiting if item.request), 0

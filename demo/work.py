@@ -17,8 +17,8 @@ from idgen.demo import panels
 from idgen.errors import Cancelled, IdgenError
 
 if TYPE_CHECKING:
+    from idgen.demo.limits import LimitedEngine
     from idgen.demo.session import Session
-    from idgen.engine import Engine
     from idgen.portrait import Portrait
     from idgen.request import Request
 
@@ -49,7 +49,7 @@ class Run:
     """One request being followed. Iterate :meth:`updates`, then read the outcome."""
 
     session: Session
-    engine: Engine
+    engine: LimitedEngine
     request: Request
     label: str
     portraits: list[Portrait] = field(default_factory=list)
@@ -63,6 +63,7 @@ class Run:
         Raises:
             IdgenError: whatever stopped it, except the user, who is told by ``stopped``.
         """
+        self.engine.check(self.request)  # before a model is loaded for what is refused
         name = self.request.pipeline
         if name not in {pipeline.name for pipeline in self.engine.loaded()}:
             yield panels.waiting(f"Loading {name} (only the first time)")

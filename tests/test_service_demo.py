@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from tests import tiny
@@ -52,7 +54,57 @@ def test_the_demo_opens_uploaded_files_only(tmp_path: Path, place: str) -> None:
     photo = [{"image": {**named, "path": named["path"].replace("keys.txt", "photo.png")}, "caption": None}]
     with running(tmp_path, demo=True) as server, server.client() as client:
         for data in ([[], named, None, PLAIN], [photo, None, None, PLAIN], [[], None, [named], PLAIN]):
-            event = client.post("/gradio_api/call/batch", json={"data": data}).json()["event_id"]
-            answer = client.get(f"/gradio_api/call/batch/{event}").text
+            answer = called(client, "batch", data)
             assert "Upload the file itself" in answer, answer[:2000]
             assert "a-secret-key" not in answer
+
+
+def called(client: httpx.Client, tab: str, data: list[Any]) -> str:
+    """The events of one press of a tab's button, as a program would see them."""
+    event = client.post(f"/gradio_api/call/{tab}", json={"data": data}).json()["event_id"]
+    return client.get(f"/gradio_api/call/{tab}/{event}").text
+
+
+def uploaded(client: httpx.Client, text: str) -> dict[str, Any]:
+    """A prompt file as the page hands it in."""
+    path = client.post("/gradio_api/upload", files={"files": ("rows.txt", text.encode())}).json()[0]
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def created(count: int = 1, steps: int = 2, size: str = "Pipeline's own") -> list[Any]:
+    """The fields of the Create tab."""
+    return [[], "x", "None", PLAIN, count, size, steps, 1.0, 0.5, 0.5, "", "default", False, 1, None]
+
+
+LIMITS = {"max_n": 2, "max_steps": 4, "max_side": 64}
+
+
+def test_every_tab_of_the_demo_keeps_to_the_services_limits(tmp_path: Path) -> None:
+    rows = ["a --n 3", "b --steps 5", "c --size 72x64", "d --size 64x72", "e --size 64x64 --steps 2 --n 2"]
+    with running(tmp_path, demo=True, **LIMITS) as server, server.client() as client:
+        batch = called(client, "batch", [[], uploaded(client, "\n".join(rows)), None, PLAIN])
+        for name, most in (("n", 2), ("steps", 4), ("width", 64), ("height", 64)):
+            assert f"{name}: this server allows at most {most}." in batch, name
+        assert "2 images, 4 rows failed." in batch
+        assert server.engine.stats().images == 2, "nothing beyond the limits may reach the engine"
+        for data, said in (
+            (created(count=3), "n: this server allows at most 2."),
+            (created(steps=5), "steps: this server allows at most 4."),
+            (created(size="Wide 16:9"), "width: this server allows at most 64."),
+        ):
+            assert said in called(client, "generate", data)
+        compared = called(client, "compare", [[], "x", "None", 1, 5, [PLAIN]])
+        assert "steps: this server allows at most 4." in compared
+        assert server.engine.stats().images == 2
+        assert "2 portraits in" in called(client, "generate", created(count=2))
+
+
+def test_the_services_deadline_holds_in_the_demo_too(tmp_path: Path) -> None:
+    with running(tmp_path, demo=True, deadline_s=1e-6) as server, server.client() as client:
+        file = uploaded(client, "a --size 64x64 --steps 2")
+        for tab, data in (
+            ("batch", [[], file, None, PLAIN]),
+            ("generate", created()),
+            ("compare", [[], "x", "None", 1, 2, [PLAIN]]),
+        ):
+            assert "the request was not finished within 1e-06 s." in called(client, tab, data), tab

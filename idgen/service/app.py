@@ -163,9 +163,16 @@ def _mount_demo(app: FastAPI, service: Service) -> FastAPI | None:
         return None
     keys, settings = service.keys, service.settings
     options = {**look(), "max_file_size": settings.max_upload_bytes, "show_error": False}
+    page = build(
+        service.engine,
+        base=settings.base,
+        ready=settings.pipelines or None,
+        check=service.check,
+        deadline_s=settings.deadline_s,
+    )
     return gradio.mount_gradio_app(
         app,
-        build(service.engine, base=settings.base, ready=settings.pipelines or None),
+        page,
         path="/",
         auth=(lambda _, password: keys.owner(password) is not None) if keys else None,
         auth_message="Any name, and an API key of this server as the password.",

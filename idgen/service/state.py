@@ -83,12 +83,20 @@ class Service:
             BadRequest: names the field.
         """
         order = Order.create(**{name: value for name, value in fields.items() if value is not None})
+        self.check(order)
+        return order
+
+    def check(self, order: Order) -> None:
+        """Hold a request to this server's bounds, wherever it comes from.
+
+        Raises:
+            BadRequest: names the field.
+        """
         bounds = {"n": self.settings.max_n, "steps": self.settings.max_steps}
         bounds |= {"width": self.settings.max_side, "height": self.settings.max_side}
         for name, most in bounds.items():
             if (getattr(order, name) or 0) > most:
                 raise BadRequest(f"{name}: this server allows at most {most}.", name)
-        return order
 
     def submit(self, order: Order, deadline: float | None, preview_every: int = 0) -> Job:
         """Queue a request; the server's deadline holds where the client's is longer."""
