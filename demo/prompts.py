@@ -76,8 +76,8 @@ def read(
     """The rows of a prompt file, checked.
 
     uploads: file name -> path of the files that came with it. person: gives who is meant in rows that name nobody, for
-    a pipeline. pipeline: for rows that name none. check: raises BadRequest for a request that the server does not allow;
-    its row is then a bad one. Raises BadRequest when the file is none or asks for too much.
+    a pipeline. pipeline: for rows that name none. check: raises BadRequest for a request that the server does not
+    allow; its row is then a bad one. Raises BadRequest when the file is none or asks for too much.
     """
     items: list[Item] = []
     images = 0
