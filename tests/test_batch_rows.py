@@ -47,6 +47,25 @@ def test_bad_text_lines_are_named_and_the_others_read(tmp_path: Path) -> None:
     assert "'seed'" in rows[1][2] and "quotes" in rows[2][2] and "UTF-8" in rows[3][2]
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--prompt", "--prompt has no value"),
+        ("a cat --negative --seed 7", "--negative has no value"),
+        ("a cat --prompt a dog", "--prompt twice"),
+        ("a cat --seed 1 --seed 2", "--seed twice"),
+    ],
+)
+def test_a_flag_without_a_value_or_given_twice_is_an_error_of_its_line(tmp_path: Path, line: str, said: str) -> None:
+    rows = read(tmp_path, "a.txt", f"good\n{line}\n")
+    assert rows[0] == (1, 1, {"prompt": "good"})
+    assert rows[1][:2] == (2, 2) and said in rows[1][2]
+
+
+def test_an_empty_text_can_be_given_in_quotes(tmp_path: Path) -> None:
+    assert read(tmp_path, "a.txt", "a cat --negative ''\n") == [(1, 1, {"prompt": "a cat", "negative_prompt": ""})]
+
+
 def test_csv_takes_any_usual_delimiter_empty_cells_and_cells_of_several_lines(tmp_path: Path) -> None:
     text = '\ufeffphoto,prompt,seed\na.jpg,"one, two",1\n,"three\nfour",\n\nb.jpg|c.jpg,five,2\n'
     assert read(tmp_path, "a.csv", text) == [

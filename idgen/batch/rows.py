@@ -133,15 +133,20 @@ def _flags(text: str) -> dict[str, Any] | BadRequest:
         words = list(lexer)
     except ValueError as error:
         return BadRequest(f"{text[found.start() :].strip()!r} cannot be read ({error}). Close the quotes.", "prompt")
+    given: dict[str, list[str]] = {}
     name = ""
     for word in words:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            name = name.replace("-", "_")
-            fields[name] = value if equals else ""
+            if name in given or name in fields:
+                return BadRequest(f"this line gives --{name} twice. Take one of them out.", name)
+            given[name] = [value] if equals else []
         else:  # words up to the next flag belong together: --negative blurry, dark
-            fields[name] = f"{fields[name]} {word}".strip()
-    return fields
+            given[name].append(word)
+    for name, parts in given.items():
+        if not parts:
+            return BadRequest(f"--{name} has no value. Write it behind the flag; '' stands for an empty text.", name)
+    return fields | {name: " ".join(parts).strip() for name, parts in given.items()}
 
 
 def _csv(lines: io.TextIOWrapper) -> Iterator[Entry]:
