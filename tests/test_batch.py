@@ -266,6 +266,27 @@ def test_a_full_disk_stops_cleanly_and_the_next_run_goes_on(
     assert summary.rendered + summary.kept == 6 and len(records(out)) == 6
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", ""),
+        ("a.txt", "# only words\n\n"),
+        ("a.csv", "photo,prompt\n"),
+        ("a.jsonl", "\n"),
+        ("a.yaml", "defaults: {steps: 3}\nrows:\n"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_prompt_file_without_rows_is_an_error_that_names_it(
+    job: Path, tmp_path: Path, name: str, text: str, dry_run: bool
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(idgen.BadRequest, match=f"{name} has no rows"):
+        render(job, tmp_path / name, tmp_path / "out", dry_run=dry_run)
+    assert not (tmp_path / "out").exists()
+    assert render(job, [], tmp_path / "out", dry_run=dry_run).rows == 0, "from code an empty list is no mistake"
+
+
 def test_strict_stops_before_anything_is_rendered_and_names_the_line(job: Path, tmp_path: Path) -> None:
     rows = some_rows(job, 3)
     rows[1]["width"] = 33

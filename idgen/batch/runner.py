@@ -66,8 +66,8 @@ def render_batch(
         on_problem: called for each bad row while the file is read.
         settings: of :func:`idgen.load`: ``base``, ``adapter``, ``faces``, ``device``, ``dtype`` ...
     Raises:
-        BadRequest: the file, the folder or a setting is wrong; with ``strict`` a row is. DiskFull, Cancelled (Ctrl-C):
-            all that was finished is kept, and the same call goes on from there.
+        BadRequest: the file, the folder or a setting is wrong, or the file has no rows; with ``strict`` a row is wrong.
+        DiskFull, Cancelled (Ctrl-C): all that was finished is kept, and the same call goes on from there.
     """
     if batch_size is not None and batch_size < 1:
         raise BadRequest(f"batch_size: {batch_size}; it is at least 1.", "batch_size")
@@ -86,6 +86,12 @@ def render_batch(
                 on_problem(problem)
             if len(summary.problems) < SHOWN_PROBLEMS:
                 summary.problems.append(problem)
+        if not plan.rows and isinstance(source, str | Path):  # from code an empty list may well be meant
+            raise BadRequest(
+                f"{source} has no rows. A row is a line with a prompt (.txt), a line below the header (.csv), "
+                "an object (.jsonl) or an item of a list (.yaml).",
+                "file",
+            )
         summary.rows, summary.images, summary.failed = plan.rows, plan.count(), plan.count("problems")
         if strict and summary.problems and not dry_run:
             raise _strict(summary.problems[0].line, summary.problems[0].message)
