@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from idgen.identity import Identity
 from idgen.request import Request
+
+if TYPE_CHECKING:
+    from idgen.pipeline import Pipeline
 
 SHARED = (
     *("width", "height", "steps", "guidance", "scheduler"),
@@ -17,14 +20,28 @@ SHARED = (
 OPTIONAL = ("image", "mask", "reference", "image_embedding")
 """Inputs that all requests of one call have, or none."""
 
+SURELY_LONG = 1000
+"""characters, beyond which a prompt is not counted in tokens to know that it needs several chunks: counting takes longer
+the longer it is, and a wrong guess (a word is rarely so long) costs no more than a UNet call of its own"""
 
-def batch_key(pipeline: str, request: Request) -> Hashable:
-    """Requests with equal keys fit together. ``pipeline``: the name of the resident pipeline that runs them."""
+
+def batch_key(pipeline: Pipeline, request: Request) -> Hashable:
+    """Requests with equal keys fit together. ``pipeline``: the resident pipeline that runs them."""
     # A pose picture may decide the size, so without a size such a request runs alone.
     alone = id(request) if request.pose is not None and request.width is None else None
     shared = tuple(getattr(request, name) for name in SHARED)
     present = tuple(getattr(request, name) is None for name in OPTIONAL)
-    return pipeline, shared, present, _count(request.who), alone
+    return pipeline.name, shared, present, _count(request.who), alone, _long_words(pipeline, request)
+
+
+def _long_words(pipeline: Pipeline, request: Request) -> tuple[str, ...]:
+    """The prompts, where one needs several chunks: a short one beside it would be filled up with empty chunks, which
+    attention sees."""
+    from idgen.text import fits
+
+    words = tuple(text for text in (request.prompt, request.negative_prompt) if text)
+    long = any(len(text) > SURELY_LONG or not fits(pipeline.backbone, text) for text in words)
+    return words if long else ()
 
 
 def _count(who: Any) -> int:

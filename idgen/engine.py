@@ -203,61 +203,59 @@ class Engine:
                 self.finish(job, "failed", DeadlineExceeded(f"the request was not finished within {waited:g} s."))
 
     def _work(self) -> None:
-        while (jobs := self._next()) is not None:
+        while (first := self._next()) is not None:
             started = time.monotonic()
             try:
-                self._run(jobs)
+                self._run(self._with_mates(first))
             except Exception as error:  # the thread must outlive every mistake
                 log.exception("the engine failed")
-                for job in jobs:
+                for job in self._running:
                     self.finish(job, "failed", error)
             finally:
                 seconds = time.monotonic() - started
                 with self._lock:
-                    self._running = []
+                    jobs, self._running = self._running, []
                     self._busy_s += seconds
                     each = seconds / len(jobs)
                     self._seconds_per_job = 0.7 * (self._seconds_per_job or each) + 0.3 * each
                     # Behind the others: a request for many images does not keep requests for one waiting.
                     self._queue.extend(job for job in jobs if job.parts)
-                jobs = []  # do not keep their pictures alive while waiting
+                first, jobs = None, []  # do not keep their pictures alive while waiting
         self._finisher.close()
 
-    def _next(self) -> list[Job] | None:
-        """Wait for work: the first job in the queue and all that fit into one UNet call with it."""
+    def _next(self) -> Job | None:
+        """Wait for work: the first job in the queue."""
         while True:
             self._expire()
             with self._lock:
-                if not self._queue:
-                    if self._closed:
-                        return None
-                    self._wake.wait()
-                    continue
-                first = self._queue.popleft()
-                jobs, images, key = [first], first.parts[0].n, self._key(first.parts[0])
-                for job in list(self._queue) if self.batching else []:
-                    part = job.parts[0]
-                    if images + part.n <= self.max_batch and self._key(part) == key:
-                        self._queue.remove(job)
-                        jobs.append(job)
-                        images += part.n
-                for job in jobs:
+                if self._queue:
+                    first = self._queue.popleft()
+                    first.state, self._running = "running", [first]
+                    return first
+                if self._closed:
+                    return None
+                self._wake.wait()
+
+    def _with_mates(self, first: Job) -> list[Job]:
+        """A job, and all that wait and fit into one UNet call with it."""
+        if not self.batching:
+            return [first]
+        with self._lock:
+            waiting = [first, *self._queue]
+        # Here, not in submit: a tokenizer serves one thread only. Without the lock: a long prompt takes its time.
+        for job in waiting:
+            known = self._pipelines.get(job.request.pipeline)
+            if job.key is None and known is not None:
+                job.key = _key(known, job)
+        with self._lock:
+            images = first.parts[0].n if first.parts and first.key is not None else self.max_batch
+            for job in list(self._queue):
+                if images + job.parts[0].n <= self.max_batch and job.key == first.key:
+                    self._queue.remove(job)
                     job.state = "running"
-                self._running = jobs
-                return jobs
-
-    def _key(self, request: Request) -> Hashable:
-        known = self._pipelines.get(request.pipeline)
-        key = batch_key(known.name if known else request.pipeline, request)
-        # A short prompt beside a long one would be filled up with empty chunks, which attention sees.
-        words = [text for text in (request.prompt, request.negative_prompt) if text]
-        if known is None:
-            long = any(len(text) > 100 for text in words)  # its text encoders are not there to be asked
-        else:
-            from idgen.text import fits
-
-            long = any(not fits(known.backbone, text) for text in words)
-        return (key, *words) if long else key
+                    self._running.append(job)
+                    images += job.parts[0].n
+            return list(self._running)
 
     def _run(self, jobs: list[Job]) -> None:
         try:
@@ -380,6 +378,14 @@ class Engine:
         # The frames of the traceback hold the models' tensors, for as long as somebody holds the job.
         error.__traceback__ = error.__context__ = error.__cause__ = None
         self.finish(job, "failed", error)
+
+
+def _key(pipeline: Pipeline, job: Job) -> Hashable:
+    try:
+        return batch_key(pipeline, job.request)
+    except Exception as error:  # run alone, it meets its own error where that is answered
+        log.warning("a request runs alone, for what it may share a UNet call with cannot be told: %s", error)
+        return job.id
 
 
 def _live(jobs: Sequence[Job]) -> tuple[list[Job], list[Request]]:

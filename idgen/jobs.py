@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,6 +90,8 @@ class Job:
         """what is left to run: requests of at most ``max_batch`` images each"""
         self.part_count = len(self.parts)
         self.portraits: list[Portrait] = []
+        self.key: Hashable | None = None
+        """jobs with equal keys share UNet calls; the engine's thread decides it, once the pipeline is there"""
         self._engine = engine
         self._finished = threading.Event()
         self._subscribers: dict[int, Callable[[Progress], object]] = {}

@@ -178,6 +178,93 @@ def test_a_long_prompt_does_not_change_the_pictures_of_the_short_ones_it_waits_w
             assert_same_pictures(job.result(60), alone(order(seed, prompt=long if seed == 1 else "a man")))
 
 
+def test_a_request_that_cannot_be_sorted_runs_alone_and_the_engine_lives_on(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from idgen import text
+
+    real = text.fits
+
+    def fits(backbone: Any, prompt: str) -> bool:
+        if prompt == "odd":
+            raise RuntimeError("the tokenizer broke")
+        return real(backbone, prompt)
+
+    monkeypatch.setattr(text, "fits", fits)
+    with Engine(gate) as engine:
+        engine.submit(order(0))
+        wait_until(lambda: gate.loads == 1)
+        jobs = [engine.submit(order(seed, prompt="odd" if seed == 1 else "a man")) for seed in range(4)]
+        gate.open.set()
+        with pytest.raises(RuntimeError, match="tokenizer"):  # its own error, and nobody else's
+            jobs[1].result(60)
+        for seed in (0, 2, 3):
+            assert_same_pictures(jobs[seed].result(60), alone(order(seed, prompt="a man")))
+        assert engine.stats().batch_sizes == {1: 1, 3: 1}
+
+
+def test_whatever_breaks_in_the_engines_own_thread_fails_the_job_at_hand_only(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Odd:
+        def __eq__(self, other: object) -> bool:
+            raise ZeroDivisionError("oops")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    with Engine(gate) as engine:
+        engine.submit(order(0))
+        wait_until(lambda: gate.loads == 1)
+        first, second = engine.submit(order(1)), engine.submit(order(2))
+        first.key = Odd()  # type: ignore[assignment]
+        gate.open.set()
+        with pytest.raises(ZeroDivisionError):
+            first.result(60)
+        second.result(60)
+
+
+def test_a_prompt_is_counted_once_and_nobody_waits_for_it(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    from idgen import text
+
+    counted: list[str] = []
+    reached, release = threading.Event(), threading.Event()
+
+    def fits(backbone: Any, prompt: str) -> bool:
+        if prompt.startswith("portrait"):
+            counted.append(prompt)
+        if prompt == "portrait 1":
+            reached.set()
+            assert release.wait(30)
+        return True
+
+    with Engine(gate) as engine:
+        gate.open.set()
+        engine.submit(order(0)).result(60)
+        with monkeypatch.context() as patch:
+            patch.setattr(text, "fits", fits)
+            jobs = [engine.submit(order(seed, steps=seed)) for seed in (1, 2, 3)]
+            assert reached.wait(30)
+            asked = threading.Thread(target=lambda: (jobs[2].cancel(), engine.stats(), engine.submit(order(4))))
+            asked.start()
+            asked.join(30)
+            assert not asked.is_alive() and jobs[2].done  # while a prompt is being counted
+            release.set()
+            for job in jobs[:2]:
+                job.result(60)
+    assert all(counted.count(f"portrait {seed}") <= 2 for seed in (1, 2))  # to sort it, and to encode it
+
+
+def test_a_very_long_prompt_is_not_counted_to_know_that_it_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from idgen import text
+    from idgen.batching import batch_key
+
+    monkeypatch.setattr(text, "fits", lambda *_: pytest.fail("counted"))
+    pipeline = tiny.shared(PIPELINE)
+    one, two = (Request.create(prompt=word * 30000, pipeline=PIPELINE) for word in "ab")
+    assert batch_key(pipeline, one) != batch_key(pipeline, two)
+    assert batch_key(pipeline, one) == batch_key(pipeline, one.change(seed=3))
+
+
 def test_a_batch_that_cannot_run_together_is_run_one_by_one(gate: Gate) -> None:
     class Fussy:
         name = PIPELINE
