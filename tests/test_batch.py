@@ -149,7 +149,7 @@ def test_each_person_is_looked_at_once_and_models_are_loaded_once(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked, loaded, calls = list[Any](), list[str](), list[int]()
-    from_photos, load, many = idgen.Identity.from_photos, idgen.api.load, Pipeline.generate_many  # type: ignore[attr-defined]
+    from_photos, load, many = idgen.Identity.from_photos, idgen.api.load, Pipeline.denoise  # type: ignore[attr-defined]
 
     def count_people(photos: Any, *rest: Any, **more: Any) -> Any:
         looked.append(photos)
@@ -165,7 +165,7 @@ def test_each_person_is_looked_at_once_and_models_are_loaded_once(
 
     monkeypatch.setattr(idgen.Identity, "from_photos", count_people)
     monkeypatch.setattr("idgen.api.load", count_loads)
-    monkeypatch.setattr(Pipeline, "generate_many", count_calls)
+    monkeypatch.setattr(Pipeline, "denoise", count_calls)
     rows = [*some_rows(job, 10), *some_rows(job, 3, pipeline="text-to-image"), *some_rows(job, 3)]
     for row in rows[13:]:
         row["seed"] += 100
@@ -176,7 +176,7 @@ def test_each_person_is_looked_at_once_and_models_are_loaded_once(
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    many, calls = Pipeline.generate_many, list[int]()
+    many, calls = Pipeline.denoise, list[int]()
 
     def scarce(self: Any, requests: Any, **rest: Any) -> Any:
         calls.append(len(requests))
@@ -184,7 +184,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(job: Path, tmp_path: Path, m
             raise idgen.OutOfMemory("the GPU ran out of memory")
         return many(self, requests, **rest)
 
-    monkeypatch.setattr(Pipeline, "generate_many", scarce)
+    monkeypatch.setattr(Pipeline, "denoise", scarce)
     summary = render(job, some_rows(job, 12), tmp_path / "out", batch_size=8)
     assert (summary.rendered, summary.failed) == (12, 0)
     assert max(calls[3:]) <= 2, f"after the halving no call is too large again: {calls}"
@@ -193,14 +193,14 @@ def test_out_of_memory_halves_the_batch_and_goes_on(job: Path, tmp_path: Path, m
 def test_memory_that_is_short_for_a_single_image_fails_that_row_with_the_cure(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = Pipeline.generate_many
+    many = Pipeline.denoise
 
     def scarce(self: Any, requests: Any, **rest: Any) -> Any:
         if any(order.width > 32 for order in requests):
             raise idgen.OutOfMemory("the GPU ran out of memory: lower width or height")
         return many(self, requests, **rest)
 
-    monkeypatch.setattr(Pipeline, "generate_many", scarce)
+    monkeypatch.setattr(Pipeline, "denoise", scarce)
     rows = some_rows(job, 4)
     rows[1]["size"] = "64x64"
     summary = render(job, rows, tmp_path / "out")
@@ -211,17 +211,17 @@ def test_memory_that_is_short_for_a_single_image_fails_that_row_with_the_cure(
 def test_an_unforeseen_error_in_one_row_harms_no_other_of_its_batch(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = Pipeline.generate_many
+    many = Pipeline.denoise
 
     def moody(self: Any, requests: Any, **rest: Any) -> Any:
         if any(order.seeds == (2,) for order in requests):
             raise RuntimeError("CUBLAS_STATUS_INTERNAL_ERROR")
         return many(self, requests, **rest)
 
-    monkeypatch.setattr(Pipeline, "generate_many", moody)
+    monkeypatch.setattr(Pipeline, "denoise", moody)
     summary = render(job, some_rows(job, 6), tmp_path / "out")
     assert (summary.rendered, summary.failed) == (5, 1)
-    monkeypatch.setattr(Pipeline, "generate_many", many)
+    monkeypatch.setattr(Pipeline, "denoise", many)
     assert render(job, some_rows(job, 6), tmp_path / "out").rendered == 1, "what failed is tried again"
 
 
@@ -234,10 +234,108 @@ def test_a_sick_machine_stops_the_run_instead_of_failing_every_row(
         calls.append(1)
         raise RuntimeError("CUDA error: unspecified launch failure")
 
-    monkeypatch.setattr(Pipeline, "generate_many", broken)
+    monkeypatch.setattr(Pipeline, "denoise", broken)
     with pytest.raises(idgen.IdgenError, match="not the rows' fault"):
         render(job, some_rows(job, 100), tmp_path / "out", batch_size=1)
     assert len(calls) < 30
+
+
+@pytest.fixture(params=[False, True], ids=["one after the other", "overlapping"])
+def overlap(request: pytest.FixtureRequest, job: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether pictures are decoded beside the next denoising, as on CUDA."""
+    let_overlap(job, monkeypatch, request.param)
+    return bool(request.param)
+
+
+def let_overlap(job: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool = True) -> None:
+    monkeypatch.setattr(idgen.load(models.PIPELINE, **models.settings(job)).backbone, "overlap", overlap)
+
+
+def test_pictures_order_and_errors_are_the_same_whether_decoding_overlaps_or_not(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    rows = some_rows(job, 7)
+    expected = [idgen.load(models.PIPELINE, **models.settings(job)).generate(**alone(row)) for row in rows]
+    finish, threads = Pipeline.finish, set[str]()
+
+    def moody(self: Any, denoised: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        seeds = [order.seeds[0] for order in denoised.orders]
+        if 1 in seeds:  # a whole call fails for the sake of one of its rows
+            raise RuntimeError("the VAE is ill")
+        return finish(self, denoised)
+
+    monkeypatch.setattr(Pipeline, "finish", moody)
+    summary = render(job, rows, tmp_path / "out", batch_size=2)
+    assert (summary.rendered, summary.failed) == (6, 1)
+    assert any(name.startswith("idgen-finish") for name in threads) == overlap
+    found = records(tmp_path / "out")
+    assert [record["row"] for record in found if record["status"] == "failed"] == [2]
+    assert "the VAE is ill" in found[1]["error"]
+    assert len(found) == 7
+    for record, (portrait,) in zip(found, expected):
+        if record["status"] != "failed":
+            picture = np.asarray(portrait.image, np.int16)
+            assert np.abs(pixels(tmp_path / "out" / record["file"]) - picture).max() <= 1
+    monkeypatch.setattr(Pipeline, "finish", finish)
+    again = render(job, rows, tmp_path / "out", batch_size=2)
+    assert (again.rendered, again.kept) == (1, 6), "what was finished is kept, what failed is tried again"
+
+
+def alone(row: dict[str, Any]) -> dict[str, Any]:
+    side = {"width": 32, "height": 32, "steps": 1, "guidance": 1.0}
+    return {"who": row["photo"], "prompt": row["prompt"], "seed": row["seed"], **side}
+
+
+def test_a_call_is_denoised_while_the_one_before_is_decoded_and_no_more_than_that(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_overlap(job, monkeypatch)
+    denoise, finish = Pipeline.denoise, Pipeline.finish
+    second, events = threading.Event(), list[str]()
+
+    def denoised(self: Any, orders: Any, **rest: Any) -> Any:
+        made = denoise(self, orders, **rest)
+        events.append("denoised")
+        if events.count("denoised") == 2:
+            second.set()
+        assert events.count("denoised") - events.count("finished") <= 2
+        return made
+
+    def finished(self: Any, made: Any) -> Any:
+        assert second.wait(30), "the second call waited for the first one's decoding"
+        portraits = finish(self, made)
+        events.append("finished")
+        return portraits
+
+    monkeypatch.setattr(Pipeline, "denoise", denoised)
+    monkeypatch.setattr(Pipeline, "finish", finished)
+    assert render(job, some_rows(job, 4), tmp_path / "out", batch_size=1).rendered == 4
+    assert events[:3] == ["denoised", "denoised", "finished"] and events.count("finished") == 4
+
+
+def test_a_call_that_does_not_fit_beside_a_decoding_is_made_again_whole_after_it(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_overlap(job, monkeypatch)
+    denoise, finish = Pipeline.denoise, Pipeline.finish
+    scarce, calls = threading.Event(), list[int]()
+
+    def denoised(self: Any, orders: Any, **rest: Any) -> Any:
+        calls.append(len(orders))
+        if len(calls) == 2:
+            threading.Timer(0.1, scarce.set).start()
+            raise idgen.OutOfMemory("both at once are too much")
+        return denoise(self, orders, **rest)
+
+    def finished(self: Any, made: Any) -> Any:
+        assert scarce.wait(30)
+        return finish(self, made)
+
+    monkeypatch.setattr(Pipeline, "denoise", denoised)
+    monkeypatch.setattr(Pipeline, "finish", finished)
+    assert render(job, some_rows(job, 4), tmp_path / "out", batch_size=2).rendered == 4
+    assert calls == [2, 2, 2]
 
 
 @pytest.mark.parametrize("sync", range(2, 9))

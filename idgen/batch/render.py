@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from idgen.batch import sources
 from idgen.batch.plan import Unit
 from idgen.batch.results import Outcome
 from idgen.errors import IdgenError, OutOfMemory
+from idgen.overlap import Finisher
 
 if TYPE_CHECKING:
     from idgen.method import Order
+    from idgen.overlap import Denoised
     from idgen.pipeline import Pipeline
+    from idgen.portrait import Portrait
 
 log = logging.getLogger("idgen")
 
@@ -34,6 +39,7 @@ class Renderer:
         self._limit = batch_size
         self._pipeline: Pipeline | None = None
         self._failed: tuple[str, Exception] | None = None
+        self._finisher = Finisher()
         self._people: OrderedDict[Any, tuple[Any, Any, Any]] = OrderedDict()
 
     def render(self, units: Sequence[Unit], stopped: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
@@ -51,37 +57,69 @@ class Renderer:
                 ready.setdefault(self._key(order), []).append((unit, order))
             except Exception as error:
                 yield _failure(unit, error, time.perf_counter() - begun)
-        for together in ready.values():
-            waiting = together
+        yield from self._finished(self._denoised(list(ready.values()), stopped))
+
+    def _denoised(
+        self, groups: list[list[tuple[Unit, Order]]], stopped: Callable[[], bool]
+    ) -> Iterator[Outcome | _Call]:
+        for waiting in groups:
             while waiting and not stopped():
                 size = self._size()
                 yield from self._call(waiting[:size])
                 waiting = waiting[size:]
 
-    def _call(self, batch: list[tuple[Unit, Order]]) -> Iterator[Outcome]:
+    def _finished(self, calls: Iterator[Outcome | _Call]) -> Iterator[Outcome]:
+        """Decode calls and measure their likeness, each beside the denoising of the next where the backbone gains by
+        it (:attr:`idgen.backbone.Backbone.overlap`). The order stays."""
+        beside: list[Outcome] = []
+        for call in calls:
+            done: list[Outcome] = []
+            if isinstance(call, _Call) and call.pipeline.backbone.overlap:
+                # With its context: whether inputs are kept is decided there.
+                work = partial(contextvars.copy_context().run, _deliver, call, done)
+                self._finisher.submit(work)  # waits for the call before, whose outcomes are then complete
+                yield from beside
+                beside = done
+                continue
+            self._finisher.wait()
+            yield from beside
+            beside = []
+            if isinstance(call, _Call):
+                _deliver(call, done)
+                yield from done
+            else:
+                yield call
+        self._finisher.wait()
+        yield from beside
+
+    def _call(self, batch: list[tuple[Unit, Order]]) -> Iterator[Outcome | _Call]:
         """One UNet call; on trouble the batch is divided until the trouble is one unit's own."""
         begun = time.perf_counter()
-        made: Any = None
+        denoised: Denoised | None = None
+        again = scarce = False
         try:
-            made = self._loaded(batch[0][0].pipeline).generate_many([order for _, order in batch])
+            pipeline = self._loaded(batch[0][0].pipeline)
+            denoised = pipeline.denoise([order for _, order in batch])
         except Exception as error:
-            if len(batch) == 1:
+            scarce = isinstance(error, OutOfMemory | MemoryError)
+            again = scarce and self._finisher.wait()  # beside a decoding it did not fit; alone it may
+            if len(batch) == 1 and not again:
                 yield _failure(batch[0][0], error, time.perf_counter() - begun)
                 return
-            scarce = isinstance(error, OutOfMemory | MemoryError)
-        # The smaller calls come after the except clause: inside it the error still holds the failed call's tensors.
-        if made is None:
-            if scarce:
-                self._limit = max(1, len(batch) // 2)
-                log.warning("out of memory with %d images at once; going on with %d.", len(batch), self._limit)
-            while batch:
-                step = min(self._size(), len(batch)) if scarce else 1
-                yield from self._call(batch[:step])
-                batch = batch[step:]
+        # The other calls come after the except clause: inside it the error still holds the failed call's tensors.
+        if denoised is not None:
+            yield _Call([unit for unit, _ in batch], pipeline, denoised, time.perf_counter() - begun)
             return
-        seconds = (time.perf_counter() - begun) / len(batch)
-        for (unit, _), (portrait,) in zip(batch, made):
-            yield Outcome(unit, seconds, portrait, likeness=portrait.likeness, note=portrait.likeness_note)
+        if again:
+            yield from self._call(batch)
+            return
+        if scarce:
+            self._limit = max(1, len(batch) // 2)
+            log.warning("out of memory with %d images at once; going on with %d.", len(batch), self._limit)
+        while batch:
+            step = min(self._size(), len(batch)) if scarce else 1
+            yield from self._call(batch[:step])
+            batch = batch[step:]
 
     def _size(self) -> int:
         """Images in the next UNet call: as asked, or 8 (beyond which neither a CPU nor SDXL on a GPU gains much)."""
@@ -151,6 +189,38 @@ class Renderer:
 
 
 AUTO = 8
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """A UNet call's latents, to be decoded."""
+
+    units: list[Unit]
+    pipeline: Pipeline
+    denoised: Denoised
+    seconds: float
+
+
+def _deliver(call: _Call, outcomes: list[Outcome]) -> None:
+    """Add an outcome for each unit of a call. Never raises: errors are outcomes too."""
+    begun = time.perf_counter()
+    made, count = _portraits(call.pipeline, call.denoised), len(call.units)
+    seconds = (call.seconds + time.perf_counter() - begun) / count
+    for unit, portrait in zip(call.units, made):
+        if isinstance(portrait, Exception):
+            outcomes.append(_failure(unit, portrait, seconds))
+        else:
+            outcomes.append(Outcome(unit, seconds, portrait, likeness=portrait.likeness, note=portrait.likeness_note))
+
+
+def _portraits(pipeline: Pipeline, denoised: Denoised) -> list[Portrait | Exception]:
+    try:
+        return [portrait for (portrait,) in pipeline.finish(denoised)]
+    except Exception as error:
+        if len(denoised.orders) == 1:
+            return [error]
+    # One of them cannot be finished, or together they are too large: each gets its own answer.
+    return [_portraits(pipeline, part)[0] for part in denoised.parts()]
 
 
 def _failure(unit: Unit, error: Exception, seconds: float) -> Outcome:
