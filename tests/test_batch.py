@@ -18,8 +18,10 @@ from PIL import Image
 import idgen
 from idgen.batch import render as render_module
 from idgen.batch import runner, storage
-from idgen.batch.plan import Plan
+from idgen.batch.plan import Plan, Unit
+from idgen.batch.results import Outcome
 from idgen.batch.rows import Row, read_rows
+from idgen.batch.writer import Writer
 from idgen.pipeline import Pipeline
 from tests import models
 
@@ -563,3 +565,37 @@ def test_a_record_that_the_disk_takes_only_half_of_leaves_the_results_as_they_we
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "results.jsonl").read_bytes() == before
     folder.close()
+
+
+def test_pictures_written_before_the_disk_was_full_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = storage.LocalFolder(tmp_path)
+    write, durable = storage.LocalFolder.write, list[str]()
+
+    def full(self: Any, file: str, data: bytes) -> None:
+        if file == "2.png":
+            raise storage.DiskFull("full")
+        write(self, file, data)
+
+    monkeypatch.setattr(storage.LocalFolder, "write", full)
+    writer = Writer(folder, lambda outcome: durable.append(outcome.unit.file))
+    for row in range(4):  # all wait before the writer starts, so that it takes them together
+        writer.put(Outcome(Unit(row, 0, row, "ada", "p", row, {}, f"{row}.png", "f"), 0.1, data=b"picture"))
+    with writer:
+        pass
+    assert isinstance(writer.error, storage.DiskFull)
+    assert [record["file"] for record in records(tmp_path)] == durable == ["0.png", "1.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == durable
+    folder.close()
+
+
+def test_a_full_folder_for_temporary_files_is_named(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Plan):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.db.execute("PRAGMA max_page_count = 40")
+
+    monkeypatch.setattr(runner, "Plan", Full)
+    with pytest.raises(storage.DiskFull, match="SQLITE_TMPDIR"):
+        render(job, some_rows(job, 500), tmp_path / "out", dry_run=True)

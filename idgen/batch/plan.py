@@ -9,12 +9,14 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from idgen.batch import sources
 from idgen.batch.names import check_template, file_name, person_of
 from idgen.batch.rows import Row
+from idgen.batch.storage import DiskFull
 from idgen.errors import BadRequest, IdgenError
 
 VERSION = 1
@@ -56,6 +58,20 @@ class Problem:
     row: int
     line: int
     message: str
+
+
+@contextmanager
+def room_for_plans() -> Iterator[None]:
+    """Say so clearly when the folder for temporary files, where plans lie, is full. Raises `DiskFull`."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "full" not in str(error):
+            raise
+        raise DiskFull(
+            "the folder for temporary files is full. Every finished image is kept: free some space there, or set "
+            "SQLITE_TMPDIR to a folder with more, and run the same command again."
+        ) from None
 
 
 class Plan:

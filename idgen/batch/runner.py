@@ -16,7 +16,7 @@ from typing import Any
 
 from idgen.batch import results, sources
 from idgen.batch.names import TEMPLATE
-from idgen.batch.plan import Plan, Problem
+from idgen.batch.plan import Plan, Problem, room_for_plans
 from idgen.batch.progress import Bar
 from idgen.batch.render import AUTO, Renderer
 from idgen.batch.results import Outcome, Summary
@@ -77,7 +77,7 @@ def render_batch(
     plan = Plan(name, folder_of(source), settings)
     summary = Summary(str(out))
     extractor = _extractor(settings) if dry_run else None
-    with closing(plan.db):
+    with room_for_plans(), closing(plan.db):
         for row in read_rows(source, defaults or {}, matrix or {}):  # type: ignore[arg-type]
             problem = plan.add(row, extractor, deep=dry_run)
             if problem is None:

@@ -53,10 +53,15 @@ class Writer:
                 return
 
     def _write(self, outcomes: list[Outcome]) -> None:
-        for outcome in outcomes:
-            if outcome.error is None and (data := outcome.encoded()):
-                self.folder.write(outcome.unit.file, data)
-            outcome.portrait = outcome.data = None
-        self.folder.append([to_line(outcome.record()) for outcome in outcomes])
-        for outcome in outcomes:
-            self.written(outcome)
+        there: list[Outcome] = []
+        try:
+            for outcome in outcomes:
+                if outcome.error is None and (data := outcome.encoded()):
+                    self.folder.write(outcome.unit.file, data)
+                outcome.portrait = outcome.data = None
+                there.append(outcome)
+        finally:  # what was written before the disk was full need not be rendered again
+            if there:
+                self.folder.append([to_line(outcome.record()) for outcome in there])
+            for outcome in there:
+                self.written(outcome)
