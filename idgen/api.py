@@ -58,7 +58,8 @@ def load(
         base: ``sdxl``, ``sd15``, ``mini``, a diffusers folder, a hub id, a ``.safetensors`` file, or a backbone already
             loaded; ``None`` takes the first of the method's bases whose weights are here.
         adapter, controlnet, image_encoder: weights by explicit path, in place of the manifest's.
-        faces: a face-pack folder, or an extractor.
+        faces: a face-pack folder, or an extractor; it then reads the face for all methods of a combination. ``None``
+            takes for each method the recogniser that it was trained on.
         recogniser: a recogniser's ONNX file, in place of the one in ``faces`` or in the best pack that is here.
         device, dtype: see :func:`idgen.backbone.choose_device` and :func:`~idgen.backbone.choose_dtype`.
         attention: one of :data:`idgen.adapters.attention.BACKENDS`.
@@ -98,15 +99,16 @@ def load(
             for cls in classes
         ]
         extractor: FaceExtractor | None
+        further: dict[str, FaceExtractor | None] = {}
         if isinstance(faces, FaceExtractor):
             extractor = faces
         elif faces is None and recogniser is None:
-            extractor = _extractor_if_here(classes, backbone)
+            extractor, further = _extractors_if_here(classes, backbone)
         else:
             pack = Path(faces) if faces is not None else default_extractor().pack
             extractor = FaceExtractor(pack, Path(recogniser) if recogniser else None, device=device)
         prepare(backbone, networks_of(loaded), levers)
-    return Pipeline(backbone, loaded, extractor, attention=attention, levers=levers)
+    return Pipeline(backbone, loaded, extractor, further=further, attention=attention, levers=levers)
 
 
 def generate(
@@ -168,8 +170,7 @@ def extractor_for(cls: type[Method], backbone: Backbone) -> FaceExtractor:
     Raises:
         WeightsMissing: it is not here; names the command that gets it.
     """
-    name = _base_name(backbone, backbone.source)
-    entry = cls.recogniser.get(name) or next(iter(cls.recogniser.values()), None)
+    entry = _recogniser_entry(cls, backbone)
     if entry is None:
         return default_extractor()
     device = "cpu" if backbone.device.type != "cuda" else "cuda"
@@ -185,11 +186,27 @@ def _extractor(pack: Path, recogniser: Path | None, device: str) -> FaceExtracto
     return _extractors[key]
 
 
-def _extractor_if_here(classes: list[type[Method]], backbone: Backbone) -> FaceExtractor | None:
+def _extractors_if_here(
+    classes: list[type[Method]], backbone: Backbone
+) -> tuple[FaceExtractor | None, dict[str, FaceExtractor | None]]:
+    """The first face reader's extractor, and those of methods that were trained on another recogniser, by their names:
+    InstantID reads antelopev2's embeddings, FaceID buffalo_l's, and neither understands the other's."""
+    readers = [cls for cls in classes if cls.recogniser] or classes[:1]
+    first = _recogniser_entry(readers[0], backbone)
+    others = [cls for cls in readers[1:] if _recogniser_entry(cls, backbone) != first]
+    return _extractor_if_here(readers[0], backbone), {cls.name: _extractor_if_here(cls, backbone) for cls in others}
+
+
+def _extractor_if_here(cls: type[Method], backbone: Backbone) -> FaceExtractor | None:
     try:
-        return extractor_for(classes[0], backbone)
+        return extractor_for(cls, backbone)
     except WeightsMissing:
         return None
+
+
+def _recogniser_entry(cls: type[Method], backbone: Backbone) -> str | None:
+    name = _base_name(backbone, backbone.source)
+    return cls.recogniser.get(name) or next(iter(cls.recogniser.values()), None)
 
 
 def choose(base: Any) -> tuple[str, Any]:

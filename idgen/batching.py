@@ -21,8 +21,8 @@ OPTIONAL = ("image", "mask", "reference", "image_embedding")
 """Inputs that all requests of one call have, or none."""
 
 SURELY_LONG = 1000
-"""characters, beyond which a prompt is not counted in tokens to know that it needs several chunks: counting takes longer
-the longer it is, and a wrong guess (a word is rarely so long) costs no more than a UNet call of its own"""
+"""characters, beyond which a prompt is not counted in tokens to know that it needs several chunks: counting takes the
+longer the longer it is, and a wrong guess (few words are so long) costs no more than a UNet call of its own"""
 
 
 def batch_key(pipeline: Pipeline, request: Request) -> Hashable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from idgen.adapters.backends import choose_backend, facts_of
 from idgen.backbone import Backbone
-from idgen.conditioning import Conditioning, Start
+from idgen.conditioning import Conditioning
 from idgen.errors import BadRequest, NoFaceFound
 from idgen.faces import FaceExtractor
 from idgen.few_step import FEW_STEP
@@ -21,13 +21,14 @@ from idgen.identity import UNKNOWN, Identity
 from idgen.images import open_photo
 from idgen.method import Method, Order
 from idgen.overlap import Denoised
-from idgen.pictures import is_drawing, is_picture, mask_of, pixels_of
+from idgen.pictures import is_drawing, is_picture
 from idgen.portrait import Portrait
 from idgen.provenance import provenance
 from idgen.request import SEED_LIMIT, Request
-from idgen.sampler import EXACT, Callback, draw, sample, seeded_noise
+from idgen.sampler import EXACT, Callback, sample
 from idgen.schedulers import make_scheduler
 from idgen.speed import Levers, choose_levers
+from idgen.start import start_of
 
 
 class Pipeline:
@@ -39,6 +40,7 @@ class Pipeline:
         methods: Sequence[Method],
         extractor: FaceExtractor | None,
         *,
+        further: Mapping[str, FaceExtractor | None] | None = None,
         attention: str = "auto",
         levers: Levers = EXACT,
     ) -> None:
@@ -46,6 +48,9 @@ class Pipeline:
         self.methods = list(methods)
         self.extractor = extractor
         """Finds the face in photos and measures likeness; ``None`` when no face pack is here."""
+        self.further = dict(further or {})
+        """By their names, the extractors of methods that were trained on another recogniser than the first; ``None``
+        where it is not here."""
         self.attention, self.attention_reason = choose_backend(attention, backbone.dtype, facts_of(backbone.device))
         """The kernel in use, never ``auto``, and why."""
         self.levers = levers
@@ -126,7 +131,7 @@ class Pipeline:
         orders = [each if isinstance(each, Order) else self.order(each) for each in requests]
         self._check_batch(orders)
         conditioning = self.condition(orders)
-        start, generators = self._start(orders, latents)
+        start, generators = start_of(self.backbone, orders, latents)
         first = orders[0]
         levers = self.levers if speed is None else choose_levers(speed).at_load_of(self.levers)
         final = sample(
@@ -160,7 +165,7 @@ class Pipeline:
 
     def condition(self, orders: Sequence[Order]) -> Conditioning:
         """The conditioning of one run: of all methods, merged."""
-        parts = [method.condition(list(orders)) for method in self.methods]
+        parts = [method.condition([order.read_by(method.name) for order in orders]) for method in self.methods]
         merged = parts[0]
         for part in parts[1:]:
             merged = merged.merged(part)
@@ -171,7 +176,7 @@ class Pipeline:
         defaults = self.methods[0].defaults_on(self.backbone.source)
         if self.levers.few_step is not None:
             defaults = FEW_STEP[self.levers.few_step].defaults(defaults)
-        identity, embedding, pictures = self._who(request)
+        identity, embedding, others, pictures = self._who(request)
         size = self._size(request)
         pick = lambda value, default: default if value is None else value  # noqa: E731
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
@@ -181,6 +186,7 @@ class Pipeline:
             request=request,
             identity=identity,
             embedding=embedding,
+            embeddings=others,
             pictures=pictures,
             prompt=pick(request.prompt, defaults.prompt),
             negative_prompt=pick(request.negative_prompt, defaults.negative_prompt),
@@ -207,35 +213,83 @@ class Pipeline:
                 default = (pose.width // 8 * 8, pose.height // 8 * 8)
         return request.width or default[0], request.height or default[1]
 
-    def _who(self, request: Request) -> tuple[Identity | None, np.ndarray | None, tuple[Any, ...]]:
-        """The person, the embedding this pipeline reads, and the pictures an image encoder would see."""
-        who = request.who
-        wants_face = any(method.recogniser for method in self.methods)
+    def identity(self, photos: Any, *, name: str | None = None) -> Identity:
+        """An identity from photos of one person, with the embeddings by every recogniser that the methods read.
+
+        Args:
+            photos, name: as for :meth:`idgen.Identity.from_photos`.
+        Raises:
+            BadRequest, BadImage, NoFaceFound: as there. WeightsMissing: a face pack is not here.
+        """
+        made = Identity.from_photos(photos, self._extractor(), name=name)
+        for method in self._readers()[1:]:
+            extractor = self._extractor_of(method)
+            if extractor.recogniser_name not in made.embeddings:
+                made = made.joined(Identity.from_photos(photos, extractor))
+        return made
+
+    def _who(
+        self, request: Request
+    ) -> tuple[Identity | None, np.ndarray | None, dict[str, np.ndarray], tuple[Any, ...]]:
+        """The person, the embedding that the first method reads, those that the others read by their names, and the
+        pictures that an image encoder would see."""
+        who, readers = request.who, self._readers()
         if isinstance(who, Identity):
-            by = self.extractor.recogniser_name if self.extractor is not None and wants_face else who.recogniser
-            return who, who.for_recogniser(by), (who.crop,) if who.crop is not None else ()
+            read = [self._embedding_of(who, method) for method in readers] or [who.embedding]
+            others = {method.name: each for method, each in zip(readers[1:], read[1:])}
+            return who, read[0], others, (who.crop,) if who.crop is not None else ()
         if who is None:
-            if wants_face:
+            if readers:
                 raise BadRequest(f"{self.name} needs a photo or an identity.", "who")
-            return None, None, ()
+            return None, None, {}, ()
         photos = list(who) if isinstance(who, (list, tuple)) else [who]
         if not photos:
             raise BadRequest("give at least one photo.", "who")
         pictures = tuple(open_photo(photo) for photo in photos)
-        if not wants_face:
-            return None, None, pictures
-        extractor = self._extractor()
-        identity = Identity.from_photos(photos, extractor)
-        embedding = identity.embedding
-        if self.methods[0].each_photo:
-            embedding = np.stack([extractor.face(photo).embedding for photo in photos])
-        return identity, embedding, pictures
+        if not readers:
+            return None, None, {}, pictures
+        identity = self.identity(photos)
+        read = [
+            np.stack([self._extractor_of(method).face(photo).embedding for photo in photos])
+            if method.each_photo
+            else identity.for_recogniser(self._extractor_of(method).recogniser_name)
+            for method in readers
+        ]
+        return identity, read[0], {method.name: each for method, each in zip(readers[1:], read[1:])}, pictures
+
+    def _embedding_of(self, who: Identity, method: Method) -> np.ndarray:
+        """What a method reads of an identity that was handed in."""
+        if self.further.get(method.name, self.extractor) is None and (not self.further or UNKNOWN in who.embeddings):
+            return who.embedding  # without a face pack nothing is known of the recogniser: believed to be the right one
+        wanted = self._extractor_of(method).recogniser_name
+        if self.further and not {wanted, UNKNOWN} & set(who.embeddings):
+            raise BadRequest(
+                f"{who!r} has no embedding by {wanted}, which {method.name} in {self.name} reads. Give the photos, or "
+                "make the identity from them with the method identity() of this pipeline: it asks every recogniser.",
+                "who",
+            )
+        return who.for_recogniser(wanted)
+
+    def _readers(self) -> list[Method]:
+        """The methods that read a face."""
+        return [method for method in self.methods if method.recogniser]
+
+    def _extractor_of(self, method: Method) -> FaceExtractor:
+        """The extractor whose recogniser a method was trained on."""
+        if method.name not in self.further:
+            return self._extractor()
+        found = self.further[method.name]
+        if found is None:
+            from idgen.api import extractor_for
+
+            found = self.further[method.name] = extractor_for(type(method), self.backbone)
+        return found
 
     def _extractor(self) -> FaceExtractor:
         if self.extractor is None:
             from idgen.api import extractor_for
 
-            self.extractor = extractor_for(type(self.methods[0]), self.backbone)
+            self.extractor = extractor_for(type([*self._readers(), *self.methods][0]), self.backbone)
         return self.extractor
 
     def _pose(self, request: Request) -> Any:
@@ -271,35 +325,6 @@ class Pipeline:
         if len({order.request.image is None for order in orders}) > 1:
             raise BadRequest("requests of one batch must all start from an image, or none.", "image")
 
-    def _start(self, orders: list[Order], latents: Tensor | None) -> tuple[Start, list[torch.Generator]]:
-        height, width = orders[0].height, orders[0].width
-        seeds = [seed for order in orders for seed in order.seeds]
-        shape = (
-            len(seeds),
-            self.backbone.latent_channels,
-            height // self.backbone.vae_factor,
-            width // self.backbone.vae_factor,
-        )
-        if latents is not None and tuple(latents.shape) != shape:
-            raise BadRequest(f"latents have shape {tuple(latents.shape)}, this request needs {shape}.", "latents")
-        if orders[0].request.image is None:
-            noise, generators = seeded_noise(self.backbone, seeds, height, width)
-            return Start(noise if latents is None else latents), generators
-        request = orders[0].request
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        # The posterior is sampled before the noise is drawn, in diffusers' order, so that seeds agree with it.
-        encoded = []
-        for order, begin in zip(orders, _starts(orders)):
-            pixels = pixels_of(order.request.image, width, height)
-            for generator in generators[begin : begin + len(order.seeds)]:
-                encoded.append(self.backbone.encode_image(pixels, [generator]))
-        mask = None
-        if request.mask is not None:
-            masks = [mask_of(order.request.mask, shape[-1], shape[-2]) for order in orders for _ in order.seeds]
-            mask = torch.cat(masks)
-        noise = latents if latents is not None else draw(self.backbone, generators, height, width)
-        return Start(noise, torch.cat(encoded), request.strength, mask), generators
-
     def _portraits(self, orders: list[Order], pixels: Tensor, levers: Levers) -> list[list[Portrait]]:
         arrays = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         results: list[list[Portrait]] = []
@@ -327,11 +352,3 @@ class Pipeline:
         except NoFaceFound:
             return None, "no face was found in the result"
         return float(identity.cosine(Identity(face.embedding, recogniser=self.extractor.recogniser_name))), None
-
-
-def _starts(orders: list[Order]) -> list[int]:
-    starts, position = [], 0
-    for order in orders:
-        starts.append(position)
-        position += len(order.seeds)
-    return starts
