@@ -146,8 +146,9 @@ def sample(
 
 
 def _timesteps(scheduler: Any, steps: int, strength: float) -> Tensor:
-    """The last ``int(steps * strength)`` steps, as diffusers' image-to-image pipelines count them."""
-    first = max(steps - min(int(steps * strength), steps), 0)
+    """The last ``int(steps * strength)`` steps, as diffusers' image-to-image pipelines count them; but at least one,
+    where diffusers' break."""
+    first = steps - max(1, int(steps * strength))
     order = getattr(scheduler, "order", 1)
     if first and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first * order)
