@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idgen.base_loading import FAMILIES, first_line, load_pipe
+from idgen.base_loading import FAMILIES, load_pipe
 from idgen.caches import TensorCache
 from idgen.errors import BadRequest, BadWeights, IdgenError, OutOfMemory
+from idgen.user_weights import explain_loading
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -175,17 +176,15 @@ class Backbone:
         """Load a user's LoRA through diffusers. It stays active beside every identity adapter.
 
         Raises:
-            BadWeights: it is no LoRA for this base.
+            WeightsMissing: it is neither here nor to be had from the hub. BadWeights: it is no LoRA for this base.
         """
         name = name or f"user_{len(self.loras())}"
         path = Path(source)
-        try:
+        with explain_loading(source, "a LoRA", self.family):
             if path.is_file():
                 self.pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
             else:
                 self.pipe.load_lora_weights(str(source), adapter_name=name)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BadWeights(f"{source} is not a LoRA for this {self.family} base ({first_line(error)}).") from None
         self._lora_scales[name] = scale
         self.pipe.set_adapters(list(self._lora_scales), list(self._lora_scales.values()))
         self.text_cache.clear()
@@ -204,14 +203,10 @@ class Backbone:
         """Load a textual-inversion embedding through diffusers.
 
         Raises:
-            BadWeights: it is no embedding for this base.
+            WeightsMissing: it is neither here nor to be had from the hub. BadWeights: it is no embedding for this base.
         """
-        try:
+        with explain_loading(source, "an embedding", self.family):
             self.pipe.load_textual_inversion(str(source), token=token)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BadWeights(
-                f"{source} is not an embedding for this {self.family} base ({first_line(error)})."
-            ) from None
         self.text_cache.clear()
 
     @torch.no_grad()

@@ -124,6 +124,58 @@ def test_a_users_lora_acts_beside_an_identity_adapter_and_can_be_taken_out(name:
     assert torch.equal(run(), without)
 
 
+@pytest.mark.parametrize("source", ["nowhere.safetensors", "owner/nowhere.bin", Path("folder") / "nowhere.pt"])
+def test_a_file_of_the_users_that_is_not_there_is_said_to_be_missing_before_anybody_asks_the_hub(
+    source: str | Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = tiny.backbone()
+    for loader in ("load_lora_weights", "load_textual_inversion"):
+        monkeypatch.setattr(backbone.pipe, loader, lambda *_, **__: pytest.fail("asked"))
+    for load in (backbone.load_lora, backbone.load_embedding):
+        with pytest.raises(WeightsMissing, match=r"no file .*nowhere.*give"):
+            load(source)
+    assert backbone.loras() == []
+
+
+def test_a_hub_that_cannot_be_reached_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ConnectError(Exception):  # as httpx's, which is no OSError
+        __module__ = "httpx"
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectError("[Errno -2] Name or service not known\nand 60 lines")
+
+    backbone = tiny.backbone()
+    for load, loader in (("load_lora", "load_lora_weights"), ("load_embedding", "load_textual_inversion")):
+        with pytest.raises(WeightsMissing, match=r"owner/style.*hf download owner/style"):  # offline, as all tests are
+            getattr(backbone, load)("owner/style")
+        monkeypatch.setattr(backbone.pipe, loader, fail)
+        with pytest.raises(WeightsMissing, match=r"could not be fetched.*not known\).*hf download") as caught:
+            getattr(backbone, load)("owner/style")
+        assert "60 lines" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_file_that_is_no_lora_and_no_embedding_is_refused(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"text.{suffix}"
+    file.write_text("not weights")
+    backbone = tiny.backbone()
+    for load in (backbone.load_lora, backbone.load_embedding):
+        with pytest.raises(BadWeights, match=f"text.{suffix} is not a"):
+            load(file)
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "ddim", "dpm++-2m", "unipc", "lcm", "heun"])
+def test_a_strength_too_small_for_a_whole_step_still_does_one(scheduler: str) -> None:
+    pipeline = tiny.shared("instantid")
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen: list[tuple[int, int]] = []
+    fields = {**tiny.SMALL, "image": picture, "seed": 1, "scheduler": scheduler, "steps": 5, "output": "latent"}
+    count = lambda step: seen.append((step.index, step.total))  # noqa: E731
+    least = pipeline.generate(tiny.person(), "x", strength=0.05, callback=count, **fields)
+    assert seen == [(0, 1)] and least.isfinite().all()
+    assert torch.equal(least, pipeline.generate(tiny.person(), "x", strength=0.2, **fields))
+
+
 def test_a_seed_gives_the_same_image_whatever_the_batch_and_the_number_of_images() -> None:
     pipeline = tiny.shared("ip-adapter-faceid-plusv2")
     four = pipeline.generate(tiny.person(), "a man", seed=7, n=4, output="latent", **tiny.SMALL)
