@@ -11,11 +11,10 @@ from idgen.request import Request
 if TYPE_CHECKING:
     from idgen.pipeline import Pipeline
 
-SHARED = (
-    *("width", "height", "steps", "guidance", "scheduler"),
-    *("strength", "structure_start", "structure_end", "guess_mode"),
-)
-"""Fields that all requests of one call must agree on; see :meth:`idgen.pipeline.Pipeline.generate_many`."""
+DECIDED = ("width", "height", "steps", "guidance", "scheduler")
+GIVEN = ("strength", "structure_start", "structure_end", "guess_mode")
+"""Fields that all requests of one call must agree on, those with defaults as decided by the pipeline; see
+:meth:`idgen.pipeline.Pipeline.generate_many`."""
 
 OPTIONAL = ("image", "mask", "reference", "image_embedding")
 """Inputs that all requests of one call have, or none."""
@@ -29,17 +28,20 @@ def batch_key(pipeline: Pipeline, request: Request) -> Hashable:
     """Requests with equal keys fit together. ``pipeline``: the resident pipeline that runs them."""
     # A pose picture may decide the size, so without a size such a request runs alone.
     alone = id(request) if request.pose is not None and request.width is None else None
-    shared = tuple(getattr(request, name) for name in SHARED)
+    # Whoever names a default asks for the same as who leaves it open.
+    decided = pipeline.settings(request.change(pose=None))
+    shared = (*(decided[name] for name in DECIDED), *(getattr(request, name) for name in GIVEN))
     present = tuple(getattr(request, name) is None for name in OPTIONAL)
-    return pipeline.name, shared, present, _count(request.who), alone, _long_words(pipeline, request)
+    long = _long_words(pipeline, decided["prompt"], decided["negative_prompt"])
+    return pipeline.name, shared, present, _count(request.who), alone, long
 
 
-def _long_words(pipeline: Pipeline, request: Request) -> tuple[str, ...]:
+def _long_words(pipeline: Pipeline, *prompts: str | None) -> tuple[str, ...]:
     """The prompts, where one needs several chunks: a short one beside it would be filled up with empty chunks, which
     attention sees."""
     from idgen.text import fits
 
-    words = tuple(text for text in (request.prompt, request.negative_prompt) if text)
+    words = tuple(text for text in prompts if text)
     long = any(len(text) > SURELY_LONG or not fits(pipeline.backbone, text) for text in words)
     return words if long else ()
 

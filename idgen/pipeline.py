@@ -173,12 +173,8 @@ class Pipeline:
 
     def order(self, request: Request) -> Order:
         """Decide every field that the request leaves open."""
-        defaults = self.methods[0].defaults_on(self.backbone.source)
-        if self.levers.few_step is not None:
-            defaults = FEW_STEP[self.levers.few_step].defaults(defaults)
         identity, embedding, others, pictures = self._who(request)
-        size = self._size(request)
-        pick = lambda value, default: default if value is None else value  # noqa: E731
+        decided = self.settings(request)
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         if self.methods[0].name == "instantid" or request.pose is not None:
             request = request.change(pose=self._pose(request))
@@ -188,17 +184,21 @@ class Pipeline:
             embedding=embedding,
             embeddings=others,
             pictures=pictures,
-            prompt=pick(request.prompt, defaults.prompt),
-            negative_prompt=pick(request.negative_prompt, defaults.negative_prompt),
-            width=size[0],
-            height=size[1],
-            steps=pick(request.steps, defaults.steps),
-            guidance=pick(request.guidance, defaults.guidance),
-            identity_scale=pick(request.identity_scale, defaults.identity_scale),
-            structure_scale=pick(request.structure_scale, defaults.structure_scale),
             seeds=tuple((seed + k) % (SEED_LIMIT + 1) for k in range(request.n)),
-            scheduler=pick(request.scheduler, defaults.scheduler),
+            **decided,
         )
+
+    def settings(self, request: Request) -> dict[str, Any]:
+        """Prompts, size, steps, guidance, scales and scheduler of a request; what it leaves open takes the defaults."""
+        defaults = self.methods[0].defaults_on(self.backbone.source)
+        if self.levers.few_step is not None:
+            defaults = FEW_STEP[self.levers.few_step].defaults(defaults)
+        names = ("prompt", "negative_prompt", "steps", "guidance", "identity_scale", "structure_scale", "scheduler")
+        decided: dict[str, Any] = dict(zip(("width", "height"), self._size(request)))
+        for name in names:
+            given = getattr(request, name)
+            decided[name] = getattr(defaults, name) if given is None else given
+        return decided
 
     def _size(self, request: Request) -> tuple[int, int]:
         side = self.backbone.default_size

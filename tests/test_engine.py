@@ -96,6 +96,21 @@ def test_requests_that_differ_in_size_or_steps_do_not_share_a_call(gate: Gate) -
         assert engine.stats().batch_sizes == {1: 4, 2: 1}
 
 
+def test_a_default_that_is_named_joins_one_that_is_left_open(gate: Gate) -> None:
+    pipeline = tiny.shared(PIPELINE)
+    open_ = order(1, steps=None, width=None, height=None)
+    named = open_.change(**{**pipeline.settings(open_), "prompt": "another", "seed": 2})
+    assert open_.steps is None and named.steps == 30 and named.width == pipeline.backbone.default_size
+    with Engine(gate) as engine:
+        engine.submit(order(0))
+        wait_until(lambda: gate.loads == 1)
+        jobs = [engine.submit(each) for each in (open_, named, named.change(steps=29))]
+        gate.open.set()
+        for job in jobs:
+            job.result(60)
+        assert engine.stats().batch_sizes == {1: 2, 2: 1}
+
+
 def test_without_batching_every_request_runs_alone(gate: Gate) -> None:
     with Engine(gate, batching=False) as engine:
         jobs = [engine.submit(order(seed)) for seed in range(3)]
@@ -266,13 +281,17 @@ def test_a_very_long_prompt_is_not_counted_to_know_that_it_runs_alone(monkeypatc
 
 
 def test_a_batch_that_cannot_run_together_is_run_one_by_one(gate: Gate) -> None:
+    together: list[int] = []
+
     class Fussy:
         name = PIPELINE
         backbone = tiny.shared(PIPELINE).backbone
+        settings = tiny.shared(PIPELINE).settings
 
         def order(self, request: Request) -> None: ...
 
         def denoise(self, requests: list[Request], callback: Any) -> Any:
+            together.append(len(requests))
             if len(requests) > 1:
                 raise BadRequest("too many at once", "n")
             return tiny.shared(PIPELINE).denoise(requests, callback=callback)
@@ -288,6 +307,7 @@ def test_a_batch_that_cannot_run_together_is_run_one_by_one(gate: Gate) -> None:
         gate.open.set()
         for seed, job in enumerate(jobs):
             assert_same_pictures(job.result(60), alone(order(seed)))
+    assert max(together) > 1
 
 
 def test_an_unknown_pipeline_fails_its_request_only() -> None:
