@@ -528,6 +528,20 @@ def test_a_first_signal_finishes_the_images_in_hand_a_second_interrupts(caplog: 
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_an_interrupt_at_any_moment_is_one_line_and_exit_code_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from idgen.cli import main
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("idgen.batch.render_batch", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["batch", "rows.txt", "--out", str(tmp_path)])
+    assert ended.value.code == 130 and capsys.readouterr().err == "idgen: interrupted.\n"
+
+
 def test_weights_that_are_missing_fail_their_rows_with_the_command_that_gets_them(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

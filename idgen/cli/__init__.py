@@ -43,6 +43,12 @@ class LazyGroup(TyperGroup):
         module = importlib.import_module(f"idgen.cli.{name}")
         return to_click(getattr(module, "app", None) or getattr(module, name), name)
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # typer would end without a word
+            raise Cancelled("interrupted.") from None
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         import difflib
 
