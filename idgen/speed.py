@@ -115,17 +115,17 @@ PRESETS = {
 """``fast`` stays near the exact picture; ``turbo`` keeps the person and the prompt, not every detail."""
 
 
-def choose_levers(speed: str | Levers) -> Levers:
-    """A preset by name, or levers as they are.
+def choose_levers(speed: str | Levers, few_step: str | None = None) -> Levers:
+    """A preset by name, or levers as they are; ``few_step``, where it is given, takes the place of theirs.
 
     Raises:
-        BadRequest: there is no such preset.
+        BadRequest: there is no such preset, or no such few-step LoRA.
     """
-    if isinstance(speed, Levers):
-        return speed
-    if speed not in PRESETS:
-        raise BadRequest(f"speed is {speed!r}; choose {', '.join(PRESETS)}, or give idgen.speed.Levers.", "speed")
-    return PRESETS[speed]
+    if not isinstance(speed, Levers):
+        if speed not in PRESETS:
+            raise BadRequest(f"speed is {speed!r}; choose {', '.join(PRESETS)}, or give idgen.speed.Levers.", "speed")
+        speed = PRESETS[speed]
+    return speed if few_step is None else speed.change(few_step=few_step)
 
 
 def _list(values: tuple[Any, ...]) -> str:

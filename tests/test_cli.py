@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -66,6 +67,12 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
         (["generate", "x", "--out", "/proc/a.png"], "/proc"),
         (["generate", str(ADA), "x", "--out", str(ADA)], "is the photo itself"),
         (["generate", "x", "--seed", "soon"], "seed"),
+        (["generate", "x", "--few-step", "lightening"], "'lcm', 'lightning-4', 'hyper-sd-8', 'dmd2'"),
+        (["generate", "x", "--speed", "ludicrous"], "exact, fast, turbo"),
+        (["batch", "x.txt", "--out", "o", "--few-step", "lightening"], "'lcm', 'lightning-4', 'hyper-sd-8', 'dmd2'"),
+        (["batch", "x.txt", "--out", "o", "--speed", "ludicrous"], "exact, fast, turbo"),
+        (["serve", "--few-step", "lightening"], "'lcm', 'lightning-4', 'hyper-sd-8', 'dmd2'"),
+        (["demo", "--speed", "ludicrous"], "exact, fast, turbo"),
         (["weights", "path", "instantidd"], "instantid"),
     ],
 )
@@ -116,3 +123,40 @@ def test_what_changes_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.text
     _warn_of_idle_options(Loaded(), "a man", asked)  # type: ignore[arg-type]
     assert all(words in caplog.text for words in ("the prompt", "--pose", "--strength without --image"))
+
+
+def test_speed_and_few_step_reach_the_models_from_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from idgen.cli import main
+    from idgen.service.app import make_engine
+    from idgen.speed import PRESETS
+
+    class Reached(Exception):
+        pass
+
+    def stop(*given: Any, **settings: Any) -> None:
+        raise Reached(settings.get("speed", given[-1]))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("idgen.api.load", stop)
+    monkeypatch.setattr("idgen.batch.render_batch", stop)
+    monkeypatch.setattr("idgen.cli.serve.check_pipelines", lambda settings: None)
+    monkeypatch.setattr("idgen.cli.serve.run", stop)
+    flags = ["--speed", "fast", "--few-step", "lcm"]
+    wanted = PRESETS["fast"].change(few_step="lcm")
+    got: dict[str, Any] = {}
+    for command in (["generate", "x"], ["batch", "x.txt", "--out", "o"], ["serve"]):
+        with pytest.raises(Reached) as reached:
+            main([*command, *flags])
+        got[command[0]] = reached.value.args[0]
+    with make_engine(got.pop("serve")) as engine:
+        got["serve"] = engine._load.keywords["speed"]  # type: ignore[attr-defined]
+    monkeypatch.setattr("idgen.engine.Engine", lambda settings, **_: stop(settings))
+    with pytest.raises(Reached) as reached:
+        main(["demo", *flags])
+    got["demo"] = reached.value.args[0]["speed"]
+    assert got == dict.fromkeys(("generate", "batch", "serve", "demo"), wanted)
+    with pytest.raises(Reached) as reached:
+        main(["batch", "x.txt", "--out", "o", "--speed", "exact"])
+    assert reached.value.args == ("o",), "the default must not make finished pictures look changed"

@@ -50,6 +50,10 @@ def batch(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16")] = "auto",
     attention: Annotated[str, typer.Option(help="auto, sdpa, flash, cudnn, efficient, xformers")] = "auto",
+    speed: Annotated[
+        str | None, typer.Option(help="exact (the default), fast or turbo; see docs/performance.md.")
+    ] = None,
+    few_step: Annotated[str | None, typer.Option(help="A few-step LoRA: lcm, lightning-4, hyper-sd-8 or dmd2.")] = None,
     offload: Annotated[str | None, typer.Option(help="For small GPUs: model or sequential.")] = None,
     vae_tiling: Annotated[bool, typer.Option(help="Decode tile by tile.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
@@ -63,7 +67,9 @@ def batch(
     from idgen.batch import render_batch
     from idgen.batch.names import TEMPLATE
     from idgen.errors import BadRequest
+    from idgen.speed import Levers, choose_levers
 
+    levers = choose_levers(speed or "exact", few_step)
     if out is None and not dry_run:
         raise BadRequest("say where the results go: --out FOLDER (or --dry-run to check the file only).", "out")
     fields = {
@@ -88,6 +94,8 @@ def batch(
         "attention": attention,
         "offload": offload,
         "vae_tiling": vae_tiling,
+        # The default is left out: it would be part of what tells finished pictures from others.
+        "speed": levers if levers != Levers() else None,
     }
     summary = render_batch(
         file,

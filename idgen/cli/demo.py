@@ -23,6 +23,8 @@ def demo(
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")] = None,
+    speed: Annotated[str | None, typer.Option(help="exact, fast or turbo; see docs/performance.md.")] = None,
+    few_step: Annotated[str | None, typer.Option(help="A few-step LoRA: lcm, lightning-4, hyper-sd-8 or dmd2.")] = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait before new ones are refused.")] = 32,
 ) -> None:
     """Open the web demo. The page is there at once; models are loaded when the first portrait is asked for."""
@@ -32,8 +34,10 @@ def demo(
         )
     from idgen.demo.app import launch
     from idgen.engine import Engine
+    from idgen.speed import choose_levers
 
-    settings: dict[str, Any] = {"base": base, "device": device, "dtype": dtype}
+    levers = choose_levers(speed or "exact", few_step)
+    settings: dict[str, Any] = {"base": base, "device": device, "dtype": dtype, "speed": levers}
     with Engine({name: value for name, value in settings.items() if value is not None}, queue_size=queue) as engine:
         try:
             launch(engine, base=base, host=host, port=port, share=share, open_browser=open_browser)

@@ -60,6 +60,7 @@ def generate(
     speed: Annotated[
         str | None, typer.Option(help="exact (the default), fast or turbo; see docs/performance.md.")
     ] = None,
+    few_step: Annotated[str | None, typer.Option(help="A few-step LoRA: lcm, lightning-4, hyper-sd-8 or dmd2.")] = None,
     offload: Annotated[str | None, typer.Option(help="For small GPUs: model or sequential.")] = None,
     vae_tiling: Annotated[bool, typer.Option(help="Decode tile by tile.")] = False,
     like: Annotated[Path | None, typer.Option(help="Render again what this portrait (PNG by idgen) records.")] = None,
@@ -69,6 +70,8 @@ def generate(
 
     idgen generate ada.jpg "oil painting of an astronaut" -n 4 --seed 7
     """
+    from idgen.speed import choose_levers
+
     fields: dict[str, Any] = {
         "n": n,
         "seed": seed,
@@ -95,13 +98,13 @@ def generate(
         "device": device,
         "dtype": dtype,
         "attention": attention,
-        "speed": speed or "exact",
+        "speed": choose_levers(speed or "exact", few_step),
         "offload": offload,
         "vae_tiling": vae_tiling,
     }
     if like is not None:
         pipeline, fields, settings, who, prompt = _from_portrait(like, pipeline, fields, settings, inputs or [])
-        settings["speed"] = speed or _recorded_levers(like)
+        settings["speed"] = choose_levers(speed or _recorded_levers(like), few_step)
     else:
         who, prompt = _split(inputs or [])
     _check_target(out, inputs or [])

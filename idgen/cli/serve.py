@@ -24,6 +24,8 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N, mps")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, float16, bfloat16")] = None,
     offload: Annotated[str | None, typer.Option(help="For small GPUs: model or sequential.")] = None,
+    speed: Annotated[str | None, typer.Option(help="exact, fast or turbo; see docs/performance.md.")] = None,
+    few_step: Annotated[str | None, typer.Option(help="A few-step LoRA: lcm, lightning-4, hyper-sd-8 or dmd2.")] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with an API key on each line. Needed for a public address.")
     ] = None,
@@ -65,6 +67,8 @@ def serve(
         device=device,
         dtype=dtype,
         offload=offload,
+        speed=speed,
+        few_step=few_step,
         api_key_file=api_key_file,
         api_keys=api_key,
         rate_limit=rate_limit,

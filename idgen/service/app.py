@@ -24,6 +24,7 @@ from idgen.service.limits import LOOPBACK_NAMES, Guard, Keys, RateLimit
 from idgen.service.metrics import EngineCollector, Observed
 from idgen.service.settings import ServiceSettings
 from idgen.service.state import Service, ServiceOf, caller, service_of
+from idgen.speed import choose_levers
 
 log = logging.getLogger("idgen.service")
 
@@ -37,6 +38,7 @@ The OpenAI routes work with the official clients; the others are idgen's own. Ke
 def make_engine(settings: ServiceSettings) -> Engine:
     """The engine that the settings describe."""
     load = {name: getattr(settings, name) for name in ("base", "device", "dtype", "offload")}
+    load["speed"] = choose_levers(settings.speed, settings.few_step)
     return Engine(load, queue_size=settings.queue_size, max_batch=settings.max_batch, batching=settings.batching)
 
 

@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -16,6 +16,7 @@ from pydantic_settings import (
 )
 
 from idgen.errors import BadRequest
+from idgen.speed import choose_levers
 
 Words = Annotated[tuple[str, ...], NoDecode]
 
@@ -34,6 +35,9 @@ class ServiceSettings(BaseSettings):
     device: str = "auto"
     dtype: str = "auto"
     offload: str | None = None
+    speed: str = "exact"
+    few_step: str | None = None
+    """for all requests, see :func:`idgen.speed.choose_levers`"""
     pipelines: Words = ()
     """pipelines that clients may use, the first loaded at start; empty: all whose weights are here"""
     aliases: dict[str, str] = {}
@@ -93,6 +97,11 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known_levers(self) -> ServiceSettings:
+        choose_levers(self.speed, self.few_step)
+        return self
 
     @field_validator("aliases", mode="after")
     @classmethod
