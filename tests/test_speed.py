@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import fields
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 
 import idgen
 from idgen.adapters.lean import LeanBlocks
 from idgen.adapters.linear import ONEDNN, WORTHWHILE, linear
 from idgen.adapters.remember import Remembered, first_if_equal
-from idgen.bench.models import SIZES
+from idgen.bench.inputs import Inputs
+from idgen.bench.models import SIZES, Size
 from idgen.bench.timing import relative_error
 from idgen.bench.workloads import KINDS, Workload
 from idgen.denoiser import Denoiser
@@ -177,34 +182,83 @@ def test_caching_every_step_and_whole_intervals_are_the_exact_path(workload: Wor
     assert torch.equal(workload.ours(4, levers=Levers(cache_every=1, guidance_until=1.0, structure_until=1.0)), exact)
 
 
-@pytest.mark.parametrize("kind", ["instantid", "regions"])
-def test_compiled_blocks_give_the_same_numbers_and_are_not_compiled_again(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "how"), [*((kind, "regional") for kind in KINDS), ("instantid", "full"), ("regions", "full")]
+)
+def test_compiled_models_give_the_same_numbers_and_are_not_compiled_again(kind: str, how: str) -> None:
     """Over scale, identity, prompt and seed; traced by dynamo but run eagerly, which keeps the test short."""
-    from torch._dynamo.utils import counters
+    check_compiled(kind, how, backend="eager")
 
-    from idgen.bench.inputs import Inputs
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_what_inductor_makes_of_the_blocks_gives_the_same_numbers_and_is_not_made_again() -> None:
+    """The smallest case; benchmarks/compile_cpu.py has all kinds, and whole networks."""
+    check_compiled("ip-adapter", "regional", backend="inductor")
+
+
+def check_compiled(kind: str, how: str, backend: str) -> None:
     torch._dynamo.reset()
     counters.clear()
-    workload = Workload.make(kind, SIZES["nano"])
-    reference = workload.ours(3)
-    levers = Levers(compile="regional")
-    for model in (workload.backbone.unet, workload.controlnet):
+    plain, compiled = (Workload.make(kind, SIZES["nano"]) for _ in range(2))
+    levers = Levers(compile=how)
+    for model in (compiled.backbone.unet, compiled.controlnet):
         if model is not None:
-            compile_model(model, "regional", backend="eager")
+            compile_model(model, how, backend=backend)
+    people = len(plain.conditioning().streams)
     try:
-        assert relative_error(workload.ours(3, levers=levers), reference)[0] <= 1e-5
-        graphs = counters["stats"]["unique_graphs"]
-        assert graphs > 0
-        for seed, scale in enumerate((0.2, 1.1), start=1):
-            people = len(workload.conditioning().streams)
-            workload.inputs = Inputs.random(workload.size, people=people, seed=seed)
-            workload.inputs.scale = workload.inputs.structure_scale = scale
-            workload.ours(3, levers=levers)
-        assert counters["stats"]["unique_graphs"] == graphs
+        graphs = None
+        for seed, scale in enumerate((0.8, 0.2, 1.1)):
+            for workload in (plain, compiled):
+                workload.inputs = Inputs.random(workload.size, people=people, seed=seed)
+                workload.inputs.scale = workload.inputs.structure_scale = scale
+            made = compiled.ours(3, levers=levers)
+            assert relative_error(made, plain.ours(3, levers=Levers(lean=False)))[0] <= 1e-5
+            graphs = graphs or counters["stats"]["unique_graphs"]
+            assert counters["stats"]["unique_graphs"] == graphs > 0
         assert not counters["graph_break"]
     finally:
         torch._dynamo.reset()
+
+
+def test_approximate_levers_on_compiled_blocks_give_the_pictures_of_plain_ones() -> None:
+    turbo = PRESETS["turbo"]
+    torch._dynamo.reset()
+    plain, compiled = (Workload.make("instantid", SIZES["nano"]) for _ in range(2))
+    for model in (compiled.backbone.unet, compiled.controlnet):
+        compile_model(model, "regional", backend="eager")
+    try:
+        made = compiled.ours(6, levers=turbo.change(compile="regional"))
+        assert relative_error(made, plain.ours(6, levers=turbo))[0] <= 1e-5
+    finally:
+        torch._dynamo.reset()
+
+
+def test_int8_layers_stay_within_their_error_and_act_with_and_without_lean_blocks() -> None:
+    """torchao itself, on layers that are wide enough to be worth it."""
+    pytest.importorskip("torchao")
+    wide = Size("wide", (32, 256), (0, 1), 32, 256, 32, 8, (8, 8, 8, 8), time=8)
+    workload = Workload.make("instantid", wide)
+    exact = workload.ours(4)
+    workload.prepare(Levers(quantise="int8"))
+    linear = [m for m in workload.backbone.unet.modules() if type(m) is torch.nn.Linear]
+    assert sum(type(layer.weight) is not torch.nn.Parameter for layer in linear) == 60
+    lean = workload.ours(4)
+    assert 1e-4 < relative_error(lean, exact)[1] <= 0.03
+    assert relative_error(workload.ours(4, levers=Levers(lean=False)), lean)[0] <= 1e-4
+    with pytest.raises(BadRequest, match="already quantised"):
+        workload.prepare(Levers(quantise="fp8"))
+
+
+def test_every_lever_is_known_to_be_exact_or_not() -> None:
+    """A new lever must be put here, and beside a test of its numbers."""
+    exact = {"lean": False, "compile": "regional", "channels_last": True}
+    approximate = {
+        **{"guidance_until": 0.5, "structure_until": 0.5, "structure_half": True, "cache_every": 2},
+        **{"tiny_vae": "taesdxl", "quantise": "int8", "few_step": "lcm"},
+    }
+    assert {field.name for field in fields(Levers)} == {*exact, *approximate}
+    assert all(Levers(**{name: value}).exact for name, value in exact.items())  # type: ignore[arg-type]
+    assert not any(Levers(**{name: value}).exact for name, value in approximate.items())  # type: ignore[arg-type]
 
 
 def test_channels_last_is_exact_and_moves_no_value() -> None:
