@@ -33,6 +33,9 @@ __all__ = ["Busy", "DeadlineExceeded", "Engine", "EngineClosed", "Job", "Progres
 
 log = logging.getLogger("idgen.engine")
 
+_LONGEST_WAIT = 3600.0
+"""seconds, after which deadlines are looked at again; a longer one may be more than the system can wait"""
+
 
 class Engine:
     """Runs requests on resident pipelines. Use as a context manager, or :meth:`close` it."""
@@ -82,8 +85,10 @@ class Engine:
         self._seconds_per_job = 0.0
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
+        self._due = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._work, name="idgen-engine", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch, name="idgen-deadlines", daemon=True).start()
 
     def submit(self, request: Request, *, deadline: float | None = None, preview_every: int = 0) -> Job:
         """Queue a request.
@@ -105,6 +110,7 @@ class Engine:
             self.check_room()
             self._queue.append(job)
             self._wake.notify()
+            self._due.notify()
         return job
 
     def check_room(self) -> None:
@@ -195,6 +201,22 @@ class Engine:
         with self._lock:
             return [*self._running, *self._finishing, *self._queue]
 
+    def _watch(self) -> None:
+        """End jobs at their deadlines, whatever the engine's thread is busy with: loading a model takes minutes."""
+        while self._wait_for_deadline():
+            self._expire()
+
+    def _wait_for_deadline(self) -> bool:
+        """Wait until a job may be late. ``False``: the engine has ended."""
+        with self._lock:
+            ends = [job.expires for job in self._all() if not job.done]
+            if self._closed and not ends:
+                return False
+            due = min((end for end in ends if end is not None), default=math.inf) - time.monotonic()
+            if due > 0:
+                self._due.wait(min(due, _LONGEST_WAIT))
+            return True
+
     def _expire(self) -> None:
         now = time.monotonic()
         for job in self._all():
@@ -222,12 +244,13 @@ class Engine:
                     self._queue.extend(job for job in jobs if job.parts)
                 first, jobs = None, []  # do not keep their pictures alive while waiting
         self._finisher.close()
+        with self._lock:
+            self._due.notify()  # the last to go
 
     def _next(self) -> Job | None:
         """Wait for work: the first job in the queue."""
-        while True:
-            self._expire()
-            with self._lock:
+        with self._lock:
+            while True:
                 if self._queue:
                     first = self._queue.popleft()
                     first.state, self._running = "running", [first]
@@ -297,7 +320,6 @@ class Engine:
         started = time.monotonic()
 
         def after_step(step: Step) -> bool:
-            self._expire()
             if all(job.done for job in jobs):
                 return False
             spent = time.monotonic() - started

@@ -391,6 +391,31 @@ def test_a_deadline_ends_a_job_that_waits_and_one_that_runs(gate: Gate) -> None:
         engine.submit(order(2), deadline=60).result(60)
 
 
+def test_deadlines_end_jobs_while_a_model_loads(gate: Gate) -> None:
+    with Engine(gate) as engine:
+        loading = engine.submit(order(0), deadline=0.05)
+        wait_until(lambda: gate.loads == 1)
+        patient, waiting = engine.submit(order(1), deadline=3e300), engine.submit(order(2), deadline=0.05)
+        for job in (loading, waiting):
+            with pytest.raises(DeadlineExceeded, match="within"):
+                job.result(30)  # nothing but the deadline can end it: the gate is closed
+        assert waiting.position == 0 and patient.position == 1
+        gate.open.set()
+        assert_same_pictures(patient.result(60), alone(order(1)))
+
+
+def test_a_closed_engine_leaves_no_thread_behind(gate: Gate) -> None:
+    before = set(threading.enumerate())
+    for drain in (True, False):
+        gate.open.set()
+        engine = Engine(gate)
+        job = engine.submit(order(0), deadline=60)
+        engine.close(drain=drain)
+        assert job.done
+        own = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("idgen")]
+        wait_until(lambda own=own: not any(thread.is_alive() for thread in own))
+
+
 def test_progress_comes_after_every_step_with_previews_when_asked() -> None:
     with Engine(lambda name: tiny.shared(PIPELINE)) as engine:
         job = engine.submit(order(0, n=2, steps=4), preview_every=2)

@@ -29,6 +29,7 @@ class Watched:
     def __init__(self) -> None:
         self.real: Pipeline = tiny.shared(PIPELINE)
         self.backbone = self.real.backbone
+        self.settings = self.real.settings
         self.before_denoising: Callable[[int], None] = lambda seed: None
         self.before_finishing: Callable[[int], None] = lambda seed: None
         self.denoised: list[int] = []
