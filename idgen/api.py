@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from idgen.pipeline import Pipeline
 from idgen.portrait import Portrait
 from idgen.prepare import networks_of, prepare
 from idgen.registry import method, methods, needed_entries, pipelines
+from idgen.residents import SPARE
 from idgen.speed import Levers, choose_levers
 from idgen.weights.licences import commercial_only
 from idgen.weights.manifest import load_manifest
@@ -25,7 +27,8 @@ log = logging.getLogger("idgen")
 _lock = threading.RLock()
 _backbones: dict[tuple[Any, ...], Backbone] = {}
 _extractors: dict[tuple[str, str], FaceExtractor] = {}
-_loaded: dict[tuple[Any, ...], Pipeline] = {}
+_loaded: OrderedDict[tuple[Any, ...], Pipeline] = OrderedDict()
+"""the least recently used first"""
 
 BASES = ("sdxl", "sd15", "mini-xl", "mini-sd15")
 PREFERRED = ("instantid", "ip-adapter-faceid-plusv2", "ip-adapter-faceid", "ip-adapter-plus-face", "arc2face")
@@ -136,11 +139,15 @@ def generate(
 
 
 def resident(pipeline: str = "auto", **settings: Any) -> Pipeline:
-    """The pipeline loaded with these settings, loading it at the first call."""
+    """The pipeline loaded with these settings, loading it where it is not there. The most recently used stay in memory,
+    as many as :data:`idgen.residents.SPARE`."""
     key = (pipeline, *sorted((name, str(value)) for name, value in settings.items() if value is not None))
     with _lock:
         if key not in _loaded:
+            while len(_loaded) >= SPARE:
+                _loaded.popitem(last=False)
             _loaded[key] = load(pipeline, **settings)
+        _loaded.move_to_end(key)
         return _loaded[key]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ GIVEN = ("strength", "structure_start", "structure_end", "guess_mode")
 OPTIONAL = ("image", "mask", "reference", "image_embedding")
 """Inputs that all requests of one call have, or none."""
 
+log = logging.getLogger("idgen.engine")
+
 SURELY_LONG = 1000
 """characters, beyond which a prompt is not counted in tokens to know that it needs several chunks: counting takes the
 longer the longer it is, and a wrong guess (few words are so long) costs no more than a UNet call of its own"""
@@ -34,6 +37,16 @@ def batch_key(pipeline: Pipeline, request: Request) -> Hashable:
     present = tuple(getattr(request, name) is None for name in OPTIONAL)
     long = _long_words(pipeline, decided["prompt"], decided["negative_prompt"])
     return pipeline.name, shared, present, _count(request.who), alone, long
+
+
+def key_or_alone(pipeline: Pipeline, request: Request, alone: str) -> Hashable:
+    """:func:`batch_key`, or ``alone``, a name that no other request has: by itself, a request that breaks here meets
+    its own error where that is answered."""
+    try:
+        return batch_key(pipeline, request)
+    except Exception as error:
+        log.warning("a request runs alone, for what it may share a UNet call with cannot be told: %s", error)
+        return alone
 
 
 def _long_words(pipeline: Pipeline, *prompts: str | None) -> tuple[str, ...]:

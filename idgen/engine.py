@@ -12,20 +12,18 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from idgen.batching import batch_key
+from idgen.batching import key_or_alone
 from idgen.errors import BadRequest, Cancelled, IdgenError, OutOfMemory
-from idgen.jobs import Busy, DeadlineExceeded, EngineClosed, Job, Progress, State, Stats
-from idgen.memory import forgetting
-from idgen.overlap import Finisher
+from idgen.jobs import Busy, DeadlineExceeded, EngineClosed, Job, Progress, State, Stats, live, publish
+from idgen.overlap import Finisher, portraits_of
+from idgen.residents import Residents
 
 if TYPE_CHECKING:
     from idgen.overlap import Denoised
     from idgen.pipeline import Pipeline
-    from idgen.portrait import Portrait
     from idgen.request import Request
     from idgen.sampler import Step
 
@@ -48,6 +46,7 @@ class Engine:
         max_batch: int = 8,
         batching: bool = True,
         keep_inputs: bool = False,
+        keep: Sequence[str] = (),
     ) -> None:
         """Start the engine's thread. No model is loaded before it is needed.
 
@@ -59,6 +58,8 @@ class Engine:
             batching: whether waiting requests that fit together share UNet calls.
             keep_inputs: whether photos and identities are kept on this machine, so that ``idgen generate --like`` can
                 make a portrait again (see :mod:`idgen.memory`). Off, for the users of a server are other people.
+            keep: pipelines that stay in memory once they are loaded. Of others, such as combinations that clients name,
+                only the :data:`~idgen.residents.SPARE` most recently used stay.
         Raises:
             BadRequest: a number is out of its bounds.
         """
@@ -66,14 +67,12 @@ class Engine:
             if value < 1:
                 raise BadRequest(f"{name} is {value}; it must be at least 1.", name)
         if load is None or isinstance(load, Mapping):
-            from idgen.api import resident
+            from idgen import api
 
-            load = functools.partial(resident, **(load or {}))
+            load = functools.partial(api.load, **{k: v for k, v in (load or {}).items() if v is not None})
         self.queue_size, self.max_batch, self.batching = queue_size, max_batch, batching
         self.keep_inputs = keep_inputs
-        self._load: Callable[[str], Pipeline] = load
-        self._pipelines: dict[str, Pipeline] = {}
-        self._loading = threading.Lock()
+        self._residents = Residents(load, keep)
         self._queue: deque[Job] = deque()
         self._running: list[Job] = []
         self._finishing: list[Job] = []
@@ -128,21 +127,16 @@ class Engine:
                 raise Busy(f"{len(self._queue)} requests are waiting, as many as may; try again in {wait} s.", wait)
 
     def pipeline(self, name: str = "auto") -> Pipeline:
-        """The resident pipeline of that name, loaded at the first call. May be called from any thread.
+        """The resident pipeline of that name, loaded where it is not there. May be called from any thread.
 
         Raises:
             IdgenError: as :func:`idgen.load`.
         """
-        with self._loading:
-            if name not in self._pipelines:
-                pipeline = self._load(name)
-                # "auto" and the name it stands for share one pipeline, so that their requests share UNet calls.
-                self._pipelines[name] = self._pipelines.setdefault(pipeline.name, pipeline)
-            return self._pipelines[name]
+        return self._residents.get(name)
 
     def loaded(self) -> list[Pipeline]:
         """The pipelines that are resident now."""
-        return list({id(pipeline): pipeline for pipeline in self._pipelines.copy().values()}.values())
+        return self._residents.all()
 
     def stats(self) -> Stats:
         """The numbers of this moment."""
@@ -267,9 +261,9 @@ class Engine:
             waiting = [first, *self._queue]
         # Here, not in submit: a tokenizer serves one thread only. Without the lock: a long prompt takes its time.
         for job in waiting:
-            known = self._pipelines.get(job.request.pipeline)
+            known = self._residents.known(job.request.pipeline)
             if job.key is None and known is not None:
-                job.key = _key(known, job)
+                job.key = key_or_alone(known, job.request, job.id)
         with self._lock:
             images = first.parts[0].n if first.parts and first.key is not None else self.max_batch
             for job in list(self._queue):
@@ -314,7 +308,7 @@ class Engine:
         return True
 
     def _sample(self, pipeline: Pipeline, jobs: Sequence[Job]) -> None:
-        jobs, parts = _live(jobs)
+        jobs, parts = live(jobs)
         if not jobs:
             return
         started = time.monotonic()
@@ -323,7 +317,7 @@ class Engine:
             if all(job.done for job in jobs):
                 return False
             spent = time.monotonic() - started
-            self._publish(step, jobs, [part.n for part in parts], spent)
+            publish(step, jobs, [part.n for part in parts], spent)
             return True
 
         try:
@@ -351,7 +345,7 @@ class Engine:
         try:
             if all(job.done for job in jobs):
                 return
-            for job, made in zip(jobs, self._portraits(pipeline, denoised)):
+            for job, made in zip(jobs, portraits_of(pipeline, denoised, self.keep_inputs)):
                 if isinstance(made, Exception):
                     self._fail(job, made)
                     continue
@@ -372,50 +366,9 @@ class Engine:
                 for job in jobs:
                     self._finishing.remove(job)
 
-    def _portraits(self, pipeline: Pipeline, denoised: Denoised) -> list[list[Portrait] | Exception]:
-        try:
-            with nullcontext() if self.keep_inputs else forgetting():
-                return [*pipeline.finish(denoised)]
-        except Exception as error:
-            if len(denoised.orders) == 1:
-                return [error]
-        # One of them cannot be finished, or together they are too large: each gets its own answer.
-        return [self._portraits(pipeline, part)[0] for part in denoised.parts()]
-
-    def _publish(self, step: Step, jobs: Sequence[Job], sizes: list[int], spent: float) -> None:
-        due = [job.preview_every > 0 and (step.index + 1) % job.preview_every == 0 and not job.done for job in jobs]
-        previews = step.preview() if any(due) else []
-        row = 0
-        for job, size, shown in zip(jobs, sizes, due):
-            before = job.part_count - len(job.parts)
-            done, total = before * step.total + step.index + 1, job.part_count * step.total
-            eta = spent / (step.index + 1) * (total - done)
-            if not job.done:
-                job.publish(Progress(done, total, previews[row : row + size] if shown else None, round(eta, 3)))
-            row += size
-
     def _fail(self, job: Job, error: Exception) -> None:
         if not isinstance(error, IdgenError):
             log.error("a request failed unexpectedly", exc_info=error)
         # The frames of the traceback hold the models' tensors, for as long as somebody holds the job.
         error.__traceback__ = error.__context__ = error.__cause__ = None
         self.finish(job, "failed", error)
-
-
-def _key(pipeline: Pipeline, job: Job) -> Hashable:
-    try:
-        return batch_key(pipeline, job.request)
-    except Exception as error:  # run alone, it meets its own error where that is answered
-        log.warning("a request runs alone, for what it may share a UNet call with cannot be told: %s", error)
-        return job.id
-
-
-def _live(jobs: Sequence[Job]) -> tuple[list[Job], list[Request]]:
-    """The jobs that nobody has given up, with what each runs next."""
-    pairs = []
-    for job in jobs:
-        try:
-            pairs.append((job, job.parts[0]))
-        except IndexError:  # it ended in this moment
-            continue
-    return [job for job, _ in pairs], [part for _, part in pairs]

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from idgen.engine import Engine
     from idgen.portrait import Portrait
     from idgen.request import Request
+    from idgen.sampler import Step
 
 log = logging.getLogger("idgen.engine")
 
@@ -195,6 +196,31 @@ def split(request: Request, size: int) -> list[Request]:
     return [
         request.change(seed=request.seed + first, n=min(size, request.n - first)) for first in range(0, request.n, size)
     ]
+
+
+def live(jobs: Sequence[Job]) -> tuple[list[Job], list[Request]]:
+    """The jobs that nobody has given up, with what each runs next."""
+    pairs = []
+    for job in jobs:
+        try:
+            pairs.append((job, job.parts[0]))
+        except IndexError:  # it ended in this moment
+            continue
+    return [job for job, _ in pairs], [part for _, part in pairs]
+
+
+def publish(step: Step, jobs: Sequence[Job], sizes: list[int], spent: float) -> None:
+    """Tell the jobs of one run how far it is. sizes: images of each in this run; spent: seconds since it began."""
+    due = [job.preview_every > 0 and (step.index + 1) % job.preview_every == 0 and not job.done for job in jobs]
+    previews = step.preview() if any(due) else []
+    row = 0
+    for job, size, shown in zip(jobs, sizes, due):
+        before = job.part_count - len(job.parts)
+        done, total = before * step.total + step.index + 1, job.part_count * step.total
+        eta = spent / (step.index + 1) * (total - done)
+        if not job.done:
+            job.publish(Progress(done, total, previews[row : row + size] if shown else None, round(eta, 3)))
+        row += size
 
 
 def _call(callback: Callable[[Any], object], value: Any) -> None:

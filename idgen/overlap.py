@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from idgen.memory import forgetting
+
 if TYPE_CHECKING:
     from idgen.method import Order
+    from idgen.pipeline import Pipeline
+    from idgen.portrait import Portrait
     from idgen.speed import Levers
 
 
@@ -34,6 +39,22 @@ class Denoised:
         """Each order by itself."""
         rows = self.latents.split([len(order.seeds) for order in self.orders])
         return [Denoised([order], part, self.levers, self.ready) for order, part in zip(self.orders, rows)]
+
+
+def portraits_of(pipeline: Pipeline, denoised: Denoised, keep_inputs: bool) -> list[list[Portrait] | Exception]:
+    """Each order's portraits, or the error that it ended in.
+
+    Args:
+        keep_inputs: whether photos and identities are kept on this machine (see :mod:`idgen.memory`).
+    """
+    try:
+        with nullcontext() if keep_inputs else forgetting():
+            return [*pipeline.finish(denoised)]
+    except Exception as error:
+        if len(denoised.orders) == 1:
+            return [error]
+    # One of them cannot be finished, or together they are too large: each gets its own answer.
+    return [portraits_of(pipeline, part, keep_inputs)[0] for part in denoised.parts()]
 
 
 class Finisher:

@@ -39,7 +39,8 @@ def make_engine(settings: ServiceSettings) -> Engine:
     """The engine that the settings describe."""
     load = {name: getattr(settings, name) for name in ("base", "device", "dtype", "offload")}
     load["speed"] = choose_levers(settings.speed, settings.few_step)
-    return Engine(load, queue_size=settings.queue_size, max_batch=settings.max_batch, batching=settings.batching)
+    limits = {name: getattr(settings, name) for name in ("queue_size", "max_batch", "batching")}
+    return Engine(load, **limits, keep=settings.pipelines or ("auto",))
 
 
 def create_app(settings: ServiceSettings | None = None, engine: Engine | None = None) -> FastAPI:

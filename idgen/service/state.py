@@ -64,7 +64,7 @@ class Service:
         if name in allowed:
             return name
         parts = name.split("+")
-        if len(set(parts)) < len(parts):  # each combination stays loaded, so there must not be endlessly many
+        if len(set(parts)) < len(parts):
             raise ApiError(404, f"{name!r} names a pipeline twice.", "model_not_found", param)
         for part in parts:
             try:
