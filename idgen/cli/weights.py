@@ -11,7 +11,7 @@ import typer
 
 from idgen.errors import IdgenError
 
-app = typer.Typer(name="weights", help="List, download, check and carry model weights.", no_args_is_help=True)
+app = typer.Typer(name="weights", help="List, download, check, convert and carry model weights.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Accept = Annotated[bool, typer.Option("--accept-licence", help="Accept restricted or unclear licences.")]
@@ -158,6 +158,21 @@ def add(
     except IdgenError as error:
         raise _fail(error) from None
     typer.echo(json.dumps(added, indent=2) if as_json else "\n".join(f"{key}: {at}" for key, at in added.items()))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .safetensors file, or a folder of a base, ControlNet or encoder.")],
+    dest: Annotated[Path, typer.Argument(help="A new file or folder.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32: the format that is served.")] = "bfloat16",
+) -> None:
+    """Write a copy of weights in another number format, which then loads without conversion."""
+    from idgen.weights.convert import convert as write
+
+    try:
+        typer.echo(str(write(source, dest, dtype)))
+    except IdgenError as error:
+        raise _fail(error) from None
 
 
 @app.command()
