@@ -150,8 +150,9 @@ def test_speed_and_few_step_reach_the_models_from_every_command(
         with pytest.raises(Reached) as reached:
             main([*command, *flags])
         got[command[0]] = reached.value.args[0]
-    with make_engine(got.pop("serve")) as engine:
-        got["serve"] = engine._load.keywords["speed"]  # type: ignore[attr-defined]
+    with make_engine(got.pop("serve")) as engine, pytest.raises(Reached) as reached:
+        engine.pipeline("auto")
+    got["serve"] = reached.value.args[0]
     monkeypatch.setattr("idgen.engine.Engine", lambda settings, **_: stop(settings))
     with pytest.raises(Reached) as reached:
         main(["demo", *flags])
