@@ -1,7 +1,8 @@
 """Settings for :func:`idgen.load` that fit a small GPU, with the peak to expect.
 
 The peaks are computed, not measured: full-size models on the meta device, every live tensor counted
-(:mod:`idgen.bench.memory`), bfloat16, one picture of 1024 x 1024, plus 0.7 GiB for the CUDA context and workspaces.
+(:mod:`idgen.bench.memory`), bfloat16, one picture of 1024 x 1024, plus 0.7 GiB for the CUDA context and workspaces, and
+the caches of prompts and people when they are full (64 MiB each). No preset decodes beside the next denoising.
 ``benchmarks/speed_memory.py`` computes them again.
 """
 
@@ -30,14 +31,14 @@ _THRIFTY = {**_SMALL, "speed": Levers(lean=False)}
 
 CARDS: dict[str, dict[int, Card]] = {
     "instantid": {
-        16: Card(11.5, {**_SMALL}),
-        12: Card(9.0, {**_THRIFTY, "offload": "model"}),
-        8: Card(4.2, {**_THRIFTY, "offload": "sequential"}),
+        16: Card(11.6, {**_SMALL}),
+        12: Card(9.1, {**_THRIFTY, "offload": "model"}),
+        8: Card(4.3, {**_THRIFTY, "offload": "sequential"}),
     },
     "ip-adapter": {
-        16: Card(8.7, {**_SMALL}),
-        12: Card(8.7, {**_SMALL}),
-        8: Card(6.5, {**_THRIFTY, "offload": "model"}),
+        16: Card(8.9, {**_SMALL}),
+        12: Card(8.9, {**_SMALL}),
+        8: Card(6.6, {**_THRIFTY, "offload": "model"}),
     },
 }
 """pipeline -> card in GB -> preset, on SDXL. ``ip-adapter`` stands for every pipeline without a ControlNet; those with

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,13 +17,16 @@ import idgen
 from idgen.adapters.lean import LeanBlocks
 from idgen.adapters.linear import ONEDNN, WORTHWHILE, linear
 from idgen.adapters.remember import Remembered, first_if_equal
+from idgen.backbone import _may_overlap
 from idgen.bench.inputs import Inputs
 from idgen.bench.models import SIZES, Size
 from idgen.bench.timing import relative_error
 from idgen.bench.workloads import KINDS, Workload
+from idgen.caches import TensorCache
 from idgen.denoiser import Denoiser
 from idgen.errors import BadRequest
 from idgen.prepare import compile_model, prepare
+from idgen.small_cards import CARDS
 from idgen.speed import PRESETS, Levers, choose_levers
 from tests import tiny
 
@@ -344,3 +350,18 @@ def test_a_tiny_autoencoder_takes_the_place_of_the_bases(tmp_path) -> None:  # t
     assert after.shape == before.shape and not torch.equal(after, before)
     with pytest.raises(idgen.IdgenError):
         prepare(pipeline.backbone, [], Levers(tiny_vae=str(tmp_path / "nothing")))
+
+
+@pytest.mark.parametrize("pipeline", CARDS)
+def test_small_cards_name_the_computed_peak_with_full_caches_and_need_no_memory_for_overlap(pipeline: str) -> None:
+    results = Path(__file__).parent.parent / "benchmarks" / "results" / "speed-memory.json"
+    computed = json.loads(results.read_text(encoding="utf-8"))
+    title = {"instantid": "InstantID on SDXL", "ip-adapter": "IP-Adapter on SDXL"}[pipeline]
+    caches = 2 * TensorCache().limit / 2**30
+    for card in CARDS[pipeline].values():
+        offload, lean = card.settings.get("offload"), card.settings.get("speed", Levers()).lean
+        where = f"offload={offload}" if offload else "resident"
+        peak = computed[f"{title}, lean={lean}"]["peak_gib"][f"{where}, VAE by tiles"]
+        assert card.peak == pytest.approx(peak + caches, abs=0.06)
+        vae = SimpleNamespace(use_tiling=card.settings["vae_tiling"])
+        assert not _may_overlap(vae, torch.device("cuda"), offload)
