@@ -14,7 +14,7 @@ from torch import Tensor
 from idgen.base_loading import FAMILIES, load_pipe
 from idgen.caches import TensorCache
 from idgen.errors import BadRequest, BadWeights, IdgenError, OutOfMemory
-from idgen.user_weights import explain_loading
+from idgen.user_weights import UserWeights, explain_loading
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -85,7 +85,8 @@ class Backbone:
         self.text_cache = TensorCache()
         """Encoded prompts by prompt; emptied when a LoRA or an embedding may have changed the text encoders."""
         self.preview_map: Tensor | None = None
-        self._lora_scales: dict[str, float] = {}
+        self._loras: dict[str, UserWeights] = {}
+        self._embeddings: list[UserWeights] = []
 
     @classmethod
     def load(
@@ -185,19 +186,23 @@ class Backbone:
                 self.pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
             else:
                 self.pipe.load_lora_weights(str(source), adapter_name=name)
-        self._lora_scales[name] = scale
-        self.pipe.set_adapters(list(self._lora_scales), list(self._lora_scales.values()))
+        self._loras[name] = UserWeights.of("lora", source, scale)
+        self.pipe.set_adapters(list(self._loras), [lora.scale for lora in self._loras.values()])
         self.text_cache.clear()
 
     def unload_loras(self) -> None:
         """Take all user LoRAs out again."""
         self.pipe.unload_lora_weights()
-        self._lora_scales.clear()
+        self._loras.clear()
         self.text_cache.clear()
 
     def loras(self) -> list[str]:
         """Names of the loaded user LoRAs."""
-        return list(self._lora_scales)
+        return list(self._loras)
+
+    def user_weights(self) -> list[UserWeights]:
+        """The user's LoRAs and embeddings, in the order in which each kind was loaded."""
+        return [*self._loras.values(), *self._embeddings]
 
     def load_embedding(self, source: str | Path, token: str | None = None) -> None:
         """Load a textual-inversion embedding through diffusers.
@@ -207,6 +212,7 @@ class Backbone:
         """
         with explain_loading(source, "an embedding", self.family):
             self.pipe.load_textual_inversion(str(source), token=token)
+        self._embeddings.append(UserWeights.of("embedding", source, token=token))
         self.text_cache.clear()
 
     @torch.no_grad()

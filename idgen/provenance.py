@@ -51,12 +51,23 @@ def hash_weights(path: Path) -> str:
 
 
 def weight_hashes(pipeline: Pipeline) -> dict[str, str]:
-    """sha256 of every weight of a pipeline, by method and role."""
-    return {
+    """sha256 of every weight of a pipeline, by method and role, and of the few-step LoRA merged into its UNet."""
+    hashes = {
         f"{method.name}:{role}": hash_weights(path)
         for method in pipeline.methods
         for role, path in method.files.paths.items()
     }
+    if pipeline.levers.few_step is not None:
+        hashes[f"few_step:{pipeline.levers.few_step}"] = hash_weights(_few_step_file(pipeline))
+    return hashes
+
+
+def _few_step_file(pipeline: Pipeline) -> Path:
+    from idgen.few_step import FEW_STEP
+    from idgen.locate import locate
+
+    assert pipeline.levers.few_step is not None
+    return locate(FEW_STEP[pipeline.levers.few_step].weights[pipeline.backbone.family])
 
 
 def provenance(pipeline: Pipeline, order: Order, levers: Levers) -> dict[str, Any]:
@@ -84,6 +95,7 @@ def provenance(pipeline: Pipeline, order: Order, levers: Levers) -> dict[str, An
         "dtype": str(pipeline.backbone.dtype).removeprefix("torch."),
         "options": {name: value for method in pipeline.methods for name, value in method.files.options.items()},
         "levers": asdict(levers),
+        "user_weights": [asdict(weights) for weights in pipeline.backbone.user_weights()],
         "attention": pipeline.attention,
         "weights": weight_hashes(pipeline),
         "versions": versions(),

@@ -14,7 +14,9 @@ import idgen
 from idgen.cli import main
 from idgen.errors import BadImage, BadRequest
 from idgen.portrait import Portrait, read_metadata
+from idgen.user_weights import recorded
 from tests import tiny
+from tests.test_backbone import lora_file
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +64,68 @@ def test_like_renders_the_same_pixels_again(tmp_path: Path) -> None:
     assert not np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(other)))
 
 
+def test_like_loads_the_users_loras_and_embeddings_again_or_says_that_it_cannot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from idgen import api
+
+    base = tiny.backbone()
+    lora = lora_file(base, tmp_path)
+    pipeline = tiny.load("instantid", base)
+    bare = pipeline.generate(tiny.person(), "a man", seed=5, **tiny.SMALL)[0]
+    assert bare.provenance["user_weights"] == []
+    base.load_lora(lora, 0.9)
+    made_with = pipeline.generate(tiny.person(), "a man", seed=5, **tiny.SMALL)[0]
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    made_with.save(first)
+    monkeypatch.chdir(tmp_path.parent)  # the record holds wherever the command is given
+    files = [f"--{role}={path}" for role, path in tiny.FILES["instantid"].items()]
+    like = ["generate", "--like", str(first), "--out", str(again), "--device", "cpu", *files]
+    api.unload()  # as a new process
+    main_ok(like)
+    assert np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(again)))
+    assert not np.array_equal(np.asarray(bare.image), np.asarray(Image.open(again)))
+    again.unlink()
+    moved = lora.rename(tmp_path / "moved.safetensors")
+    save_file({"other": torch.zeros(1)}, lora)
+    for what in ("has changed since", "is not there"):
+        with pytest.raises(SystemExit) as done:
+            main(like)
+        said = capsys.readouterr().err
+        assert done.value.code == 2 and what in said and "--lora FILE:0.9" in said and not again.exists()
+        lora.unlink(missing_ok=True)
+    api.unload()  # as a new process
+    main_ok([*like, "--lora", f"{moved}:0.9"])
+    assert np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(again)))
+
+
+def test_a_portrait_names_the_embeddings_and_hub_loras_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny.backbone()
+    for loader in ("load_textual_inversion", "load_lora_weights", "set_adapters"):
+        monkeypatch.setattr(base.pipe, loader, lambda *_, **__: None)
+    base.load_lora("owner/style", 0.5)
+    base.load_embedding("owner/word", "<word>")
+    names = made_by(base)["user_weights"]
+    assert [(n["kind"], n["source"], n["sha256"]) for n in names] == [
+        ("lora", "owner/style", None),
+        ("embedding", "owner/word", None),
+    ]
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(base, "load_lora", lambda *given: calls.append(given))
+    monkeypatch.setattr(base, "load_embedding", lambda *given: calls.append(given))
+    for weights in recorded({"user_weights": names}, "a.png"):
+        weights.check("a.png")
+        weights.load(base)
+    assert calls == [("owner/style", 0.5), ("owner/word", "<word>")]
+
+
+def made_by(base: Any) -> dict[str, Any]:
+    return tiny.load("instantid", base).generate(tiny.person(), "a man", seed=5, **tiny.SMALL)[0].provenance
+
+
 def main_ok(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(arguments)
@@ -98,7 +162,11 @@ def test_pictures_without_our_metadata_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"request": 5}, {"request": {}}, {"levers": {"unheard": 1}}, {"inputs": None}, {"seed": "7"}, {"weights": []}],
+    [{"request": 5}, {"request": {}}, {"levers": {"unheard": 1}}, {"inputs": None}, {"seed": "7"}, {"weights": []}]
+    + [
+        {"user_weights": wrong}
+        for wrong in (5, [5], [{"kind": "lora"}], [{"kind": "x", "source": "y", "sha256": None}])
+    ],
     ids=lambda damage: next(iter(damage)),
 )
 def test_rendering_again_from_damaged_metadata_is_one_clear_error(

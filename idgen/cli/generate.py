@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from idgen.pipeline import Pipeline
     from idgen.portrait import Portrait
     from idgen.sampler import Step
+    from idgen.user_weights import UserWeights
 
 
 def generate(
@@ -108,6 +109,7 @@ def generate(
     else:
         who, prompt = _split(inputs or [])
     _check_target(out, inputs or [])
+    own = _recorded_user_weights(like, bool(lora)) if like is not None else []
 
     from idgen.api import load
     from idgen.request import Request
@@ -117,6 +119,8 @@ def generate(
     loaded = load(pipeline, **settings)
     if like is not None:
         _warn_of_other_weights(loaded, like)
+        for weights in own:
+            weights.load(loaded.backbone)
     if like is None:
         _warn_of_idle_options(loaded, prompt, fields)
     for item in lora or []:
@@ -229,6 +233,18 @@ def _recorded_levers(like: Path) -> Any:
         return Levers(**_recorded(like)["levers"])
     except TypeError as error:
         raise BadImage(f"{like} was made by another version of idgen: {error}. Give --speed.") from None
+
+
+def _recorded_user_weights(like: Path, other_loras: bool) -> list[UserWeights]:
+    """The LoRAs and embeddings that a portrait was made with, all of them there; other LoRAs replace its own."""
+    from idgen.user_weights import recorded
+
+    own = recorded(_recorded(like), like.name)
+    if other_loras:
+        own = [weights for weights in own if weights.kind != "lora"]
+    for weights in own:
+        weights.check(like.name)
+    return own
 
 
 def _warn_of_other_weights(loaded: Pipeline, like: Path) -> None:
