@@ -41,7 +41,7 @@ class Levers:
     tiny_vae: str | None = None
     """A tiny autoencoder (manifest entry ``taesdxl`` or ``taesd``, or a folder) instead of the base's."""
     quantise: str | None = None
-    """``"int8"`` (any GPU) or ``"fp8"`` (Hopper and Ada) for the linear layers of the UNet and the ControlNet, through
+    """``"int8"`` (anywhere) or ``"fp8"`` (Hopper and Ada) for the linear layers of the UNet and the ControlNet, through
     torchao: weights at load, activations as they come."""
 
     few_step: str | None = None
