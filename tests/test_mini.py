@@ -11,13 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import idgen
 from idgen.locate import locate
 from idgen.pipeline import Pipeline
 from idgen.portrait import Portrait
+from idgen.training.expression import load_judge
+from idgen.training.facedata import align
+from idgen.training.heads import EXPRESSIONS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+JUDGE = Path(__file__).parent.parent / "benchmarks" / "mini_expression.safetensors"
 PEOPLE = ("ada", "cleo", "finn", "hugo", "ines")
 PROMPTS = (
     "a photo of a person, smiling, wearing a green shirt, blue background",
@@ -76,9 +81,9 @@ def scores(name: str, scale: float = 1.0) -> tuple[float, float, float]:
 @pytest.mark.parametrize("name", ["ip-adapter-faceid", "ip-adapter-faceid-plusv2", "instantid", "arc2face"])
 def test_portraits_are_recognisably_the_person_and_nobody_else(name: str) -> None:
     own, other, rank1 = scores(name)
-    assert own > 0.3, (own, other, rank1)
-    assert own - other > 0.2, (own, other, rank1)
-    assert rank1 >= 0.6, (own, other, rank1)
+    assert own > 0.5, (own, other, rank1)
+    assert own - other > 0.4, (own, other, rank1)
+    assert rank1 >= 0.8, (own, other, rank1)
 
 
 def test_without_identity_the_likeness_is_gone_and_more_scale_gives_more() -> None:
@@ -96,6 +101,22 @@ def test_the_background_has_the_colour_that_the_prompt_names(name: str) -> None:
         nearest = min(RGB, key=lambda colour: float(np.abs(mean - RGB[colour]).sum()))
         right += f"{nearest} background" in prompt
     assert right >= 9, f"{right} of 10"
+
+
+def test_the_face_has_the_expression_that_the_prompt_names() -> None:
+    """Read off the aligned face by the judge of the benchmark, which shares nothing with the generator's teacher."""
+    words = {"smiling": "smiling", "surprised": "looking surprised", "sad": "looking sad", "angry": "looking angry"}
+    orders = [(name, EXAMPLES / person / "1.png") for person in PEOPLE for name in words]
+    requests = [
+        idgen.Request.create(who=photo, prompt=f"a photo of a person, {words[name]}", seed=3, steps=16)
+        for name, photo in orders
+    ]
+    judge, right = load_judge(JUDGE), 0
+    for (name, _), group in zip(orders, pipeline("ip-adapter-faceid-plusv2").generate_many(requests)):
+        pixels = torch.from_numpy(np.array(group[0].image, np.float32)).permute(2, 0, 1)[None]
+        keypoints = torch.from_numpy(scorer().face(group[0].image).keypoints)[None].float()
+        right += EXPRESSIONS[int(judge(align(pixels, keypoints)).argmax())] == name
+    assert right >= 17, f"{right} of {len(orders)}"
 
 
 def test_the_face_goes_where_the_pose_says() -> None:
