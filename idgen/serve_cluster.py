@@ -53,7 +53,8 @@ def deployment(
 
         if load is None:
             return create_app(own, make_engine(own))
-        engine = Engine(load, queue_size=own.queue_size, max_batch=own.max_batch, batching=own.batching)
+        limits = {name: getattr(own, name) for name in ("queue_size", "max_batch", "batching")}
+        engine = Engine(load, **limits, keep=own.pipelines or ("auto",))
         return create_app(own, engine)
 
     options = {
