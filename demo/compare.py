@@ -65,6 +65,7 @@ def compare_tab(page: Page, tab: gr.Tab, create: Create) -> None:
         rest = {go: gr.Button(interactive=True), stop: gr.Button(visible=False)}
         yield {go: gr.Button(interactive=False), stop: gr.Button(visible=True), status: panels.waiting("Starting")}
         shots: list[Shot] = []
+        items: list[tuple[str, str]] = []
         rows: list[tuple[str, float | None, float | None, str]] = []
         value = roll() if seed is None else int(seed)
         try:
@@ -105,8 +106,10 @@ def compare_tab(page: Page, tab: gr.Tab, create: Create) -> None:
             raise
         done = f"{len(shots)} of {len(chosen)} pipelines compared, seed {value}."
         stopped = session.cancelled
+        shown = {gallery: gr.Gallery(value=items, visible=True)} if items else {}
         yield {
             status: panels.finished(("Stopped. " if stopped else "") + done, "stopped" if stopped else "done"),
+            **shown,  # again: a busy browser may have dropped the last pictures between two updates
             **rest,
         }
 
@@ -129,4 +132,4 @@ def compare_tab(page: Page, tab: gr.Tab, create: Create) -> None:
 
 def _caption(shot: Shot) -> str:
     value = shot.portrait.likeness
-    return f"{'–' if value is None else f'{value:.2f}'} · {shot.seconds:.1f} s · {shot.request.pipeline}"
+    return f"{'–' if value is None else f'{value:.2f}'} · {shot.seconds:.1f} s\n{shot.request.pipeline}"

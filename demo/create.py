@@ -20,9 +20,9 @@ from idgen.request import Request
 
 IDEAS = {
     "red hat": ("a person smiling, wearing a red hat, blue background", "Studio photo"),
-    "comic laugh": ("a person laughing, yellow background", "Comic book"),
-    "in oil": ("a person looking left, warm light, black background", "Oil painting"),
-    "in marble": ("a person with closed eyes", "Marble statue"),
+    "surprise": ("a person looking surprised, wearing a green shirt, orange background", "Studio photo"),
+    "angry": ("a person looking angry, wearing glasses, yellow background", "None"),
+    "pencil laugh": ("a person laughing", "Pencil sketch"),
 }
 """Prompts and styles to start from; mini understands all of them."""
 SCROLL = "() => { if (innerWidth < 900) document.getElementById('status').scrollIntoView({behavior: 'smooth'}) }"

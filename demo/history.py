@@ -34,7 +34,7 @@ def history_tab(page: Page, tab: gr.Tab, tabs: gr.Tabs, create: Create) -> None:
 
     def listed(session: Session) -> tuple[Any, Any]:
         items = [
-            (session.path(shot), f"{likeness(shot.portrait.likeness)} · {shot.request.pipeline}")
+            (session.path(shot), f"{likeness(shot.portrait.likeness)}\n{shot.request.pipeline}")
             for shot in reversed(session.shots)
         ]
         return gr.Gallery(value=items, visible=bool(items)), gr.Markdown(visible=not items)

@@ -37,9 +37,9 @@ AHEAD = 8
 EXAMPLE = """\
 # One prompt a line. Flags at the end of a line set other fields.
 a photo of a person smiling, wearing a red hat, blue background --n 2
-an oil painting of a person, looking left --seed 7
+a photo of a person looking surprised, wearing a green shirt, orange background --seed 7
+a photo of a person looking angry, wearing glasses, yellow background
 a pencil sketch of a person laughing
-a comic drawing of a person looking surprised, yellow background
 """
 
 
