@@ -96,13 +96,18 @@ def paired(
     first: list[float] = []
     second: list[float] = []
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds):
+
+    def measure(run: Run) -> float:
+        # Else whoever comes first after a collection is spared one that the others pay for.
         gc.collect()
-        first.append(clock.measure(baseline))
+        return clock.measure(run)
+
+    for number in range(rounds):
+        first.append(measure(baseline))
         # Every other round backwards: a machine that slowly gets busier must not favour the first.
         for name in [*variants][:: 1 if number % 2 == 0 else -1]:
-            times[name].append(clock.measure(variants[name]))
-        second.append(clock.measure(baseline))
+            times[name].append(measure(variants[name]))
+        second.append(measure(baseline))
     noise = quartiles([a / b for a, b in zip(first, second)])
     ratios = {}
     for name, values in times.items():
