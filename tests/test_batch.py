@@ -6,8 +6,10 @@ import errno
 import json
 import logging
 import os
+import signal
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -526,6 +528,19 @@ def test_a_first_signal_finishes_the_images_in_hand_a_second_interrupts(caplog: 
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_while_the_rows_are_read_stops_before_anything_is_rendered(job: Path, tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        one, two = some_rows(job, 2)
+        yield one
+        signal.raise_signal(signal.SIGINT)
+        yield two
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(idgen.Cancelled, match="nothing was rendered"):
+        render(job, rows(), tmp_path / "out")
+    assert signal.getsignal(signal.SIGINT) is before and not (tmp_path / "out").exists()
 
 
 def test_an_interrupt_at_any_moment_is_one_line_and_exit_code_130(

@@ -15,7 +15,6 @@ from idgen.batch import sources
 from idgen.batch.plan import Unit
 from idgen.batch.results import Outcome
 from idgen.errors import IdgenError, OutOfMemory
-from idgen.overlap import Finisher
 
 if TYPE_CHECKING:
     from idgen.method import Order
@@ -34,6 +33,8 @@ class Renderer:
 
     def __init__(self, settings: dict[str, Any], batch_size: int | None = None) -> None:
         """settings: of `idgen.load`. batch_size: images in one UNet call at most; None finds out what fits."""
+        from idgen.overlap import Finisher  # brings in torch, for which a dry run need not wait
+
         self.settings = settings
         self.batch_size = batch_size
         self._limit = batch_size

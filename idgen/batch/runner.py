@@ -76,9 +76,12 @@ def render_batch(
     begun = time.perf_counter()
     plan = Plan(name, folder_of(source), settings)
     summary = Summary(str(out))
-    extractor = _extractor(settings) if dry_run else None
-    with room_for_plans(), closing(plan.db):
+    # From here on, not only while rendering: an interrupt inside the import of a library would leave half of it behind.
+    with stoppable() as stopped, room_for_plans(), closing(plan.db):
+        extractor = _extractor(settings) if dry_run else None
         for row in read_rows(source, defaults or {}, matrix or {}):  # type: ignore[arg-type]
+            if stopped():
+                raise Cancelled("stopped while the rows were read; nothing was rendered.")
             problem = plan.add(row, extractor, deep=dry_run)
             if problem is None:
                 continue
@@ -97,7 +100,7 @@ def render_batch(
             raise _strict(summary.problems[0].line, summary.problems[0].message)
         if not dry_run:
             with closing(open_folder(out)) as folder:
-                _run(plan, folder, summary, settings, batch_size, strict, ray, workers, progress)
+                _run(plan, folder, summary, settings, batch_size, strict, ray, workers, progress, stopped)
     summary.seconds = round(time.perf_counter() - begun, 3)
     return summary
 
@@ -112,6 +115,7 @@ def _run(
     ray: str | None,
     workers: int | None,
     progress: bool | None,
+    stopped: Callable[[], bool],
 ) -> None:
     begun = time.perf_counter()
     results.load(plan, folder)
@@ -119,7 +123,7 @@ def _run(
     results.record_problems(plan, folder)
     pending = plan.count("pending")
     trouble: IdgenError | None = None
-    with stoppable() as stopped, Bar(pending, progress) as bar, Writer(folder, bar.advance) as writer:
+    with Bar(pending, progress) as bar, Writer(folder, bar.advance) as writer:
         outcomes = _local(plan, settings, batch_size, stopped)
         if ray is not None and pending:
             from idgen.cluster import render
