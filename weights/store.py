@@ -150,7 +150,10 @@ class Store:
                 get(entry, None if update and entry.name == name else record, entry.name in again, progress)
             elif found is not None and record is None:
                 self.lock.put(entry.name, make_record(entry, found))
-        return self.path(name)
+        if not wanted:
+            return self.path(name)
+        with self._one_at_a_time():  # another process that pulls the same may be between the old folder and the new one
+            return self.path(name)
 
     def add(self, path: Path | str, name: str | None = None, accept_licence: bool = False) -> list[str]:
         """Take weights from a file, folder or bundle on this machine; see ``idgen.weights.bundles.add``."""
