@@ -10,7 +10,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -249,13 +249,18 @@ class FaceExtractor:
                 claim.found, claim.crops = self._search(photo)
             return photo, future
 
+        looking = [pool.submit(look, source) for source in sources]
         try:
-            looks = list(pool.map(look, sources))
+            looks = [future.result() for future in looking]
             features = self.embed_many([crop for claim in claims for crop in claim.crops])
             for claim in claims:
                 mine, features = features[: len(claim.crops)], features[len(claim.crops) :]
                 claim.future.set_result(_join(claim.found, list(mine)))
         except BaseException as error:
+            # Those that still look may claim yet, and what is claimed and never given up is waited for forever.
+            for future in looking:
+                future.cancel()
+            wait(looking)
             for claim in claims:
                 if not claim.future.done():
                     self._give_up(claim.key, claim.future, error)

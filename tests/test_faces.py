@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from idgen import facepacks as loading
+from idgen import faces as faces_module
 from idgen.detection import _cut
 from idgen.errors import BadImage, BadRequest, BadWeights, NoFaceFound, WeightsMissing
 from idgen.faces import Face, FaceExtractor
@@ -368,6 +370,32 @@ def test_a_model_that_fails_on_many_photos_is_tried_again_the_next_time(folder, 
             with pytest.raises(BadWeights):
                 list(extractor.extract_many(pictures))
     assert [len(found) for found in extractor.extract_many(pictures)] == [1, 3]
+
+
+def test_a_photo_that_is_opened_after_another_has_failed_is_not_waited_for_forever(folder, monkeypatch):
+    extractor = FaceExtractor(folder, device="cpu")
+    failing, late = photo((64, 64), magenta=(16, 16, 40, 48)), _group()
+    failed, opened = threading.Event(), faces_module.open_photo
+
+    def fail(pixels: np.ndarray) -> None:
+        failed.set()
+        raise BadWeights("for once")
+
+    def open_late(source: Image.Image) -> Image.Image:
+        if source is late and failed.wait(10):
+            time.sleep(0.2)
+        return opened(source)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(extractor.detector, "detect", fail)
+        broken.setattr(faces_module, "open_photo", open_late)
+        with pytest.raises(BadWeights):
+            list(extractor.extract_many([failing, late]))
+    results = []
+    again = threading.Thread(target=lambda: results.extend(extractor.extract_many([failing, late])), daemon=True)
+    again.start()
+    again.join(60)
+    assert [len(found) for found in results] == [1, 3]
 
 
 def test_one_face_of_each_photo_is_picked_as_from_each_alone(extractor):
