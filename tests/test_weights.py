@@ -273,7 +273,7 @@ def test_a_safe_path_never_leaves_its_folder(name: str) -> None:
     assert safe_member_path(str(path)) == path
 
 
-@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/../../escaped", "..\\escaped", "C:\\escaped"])
+@pytest.mark.parametrize("name", ["../escaped", "/escaped", "a/../../escaped", "..\\escaped", "C:\\escaped"])
 def test_zip_members_that_climb_out_write_nothing(tmp_path: Path, name: str) -> None:
     evil = make_zip(tmp_path / "evil.zip", {"good.onnx": b"good", name: b"evil"})
     with pytest.raises(BadWeights, match="unsafe path"):
