@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from idgen.backbone import Backbone, choose_device, choose_dtype
 from idgen.errors import BadRequest, LicenceRefused, WeightsMissing
@@ -25,7 +26,8 @@ from idgen.weights.manifest import load_manifest
 log = logging.getLogger("idgen")
 
 _lock = threading.RLock()
-_backbones: dict[tuple[Any, ...], Backbone] = {}
+_backbones: WeakValueDictionary[tuple[Any, ...], Backbone] = WeakValueDictionary()
+"""those that a pipeline still uses: they are gigabytes"""
 _extractors: dict[tuple[str, str], FaceExtractor] = {}
 _loaded: OrderedDict[tuple[Any, ...], Pipeline] = OrderedDict()
 """the least recently used first"""
@@ -54,7 +56,7 @@ def load(
     speed: str | Levers = "exact",
     **options: Any,
 ) -> Pipeline:
-    """Load a pipeline and keep its models resident. Pipelines on the same base share one backbone.
+    """Load a pipeline. Its models stay in memory as long as it does; pipelines on the same base share one backbone.
 
     Args:
         pipeline: a registered name, two joined by ``+``, or ``"auto"``: the best whose weights are here, else mini.
@@ -297,16 +299,17 @@ def _backbone(base: Any, **settings: Any) -> Backbone:
     dtype, _ = choose_dtype(device, settings.pop("dtype"))
     levers: Levers = settings.pop("levers")
     key = (str(source), device, dtype, levers.load_key, *sorted((k, str(v)) for k, v in settings.items()))
-    if key not in _backbones:
+    backbone = _backbones.get(key)
+    if backbone is None:
         if base in MINI:
             log.warning(
                 "using mini, the small bundled model set: it knows synthetic heads only. "
                 "For real people: idgen weights pull sdxl instantid --accept-licence"
             )
         variant = load_manifest()[base].variant if base in BASES and base not in MINI else None
-        _backbones[key] = Backbone.load(source, device=device, dtype=dtype, variant=variant, **settings)
-        _backbones[key].source = str(base)
-    return _backbones[key]
+        backbone = _backbones[key] = Backbone.load(source, device=device, dtype=dtype, variant=variant, **settings)
+        backbone.source = str(base)
+    return backbone
 
 
 def _base_name(backbone: Backbone, base: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import weakref
 from pathlib import Path
 
 import pytest
@@ -282,6 +283,18 @@ def test_device_and_dtype_choices_give_reasons_and_refuse_what_is_not_there() ->
     if not torch.cuda.is_available():
         with pytest.raises(BadRequest, match="torch sees none"):
             choose_device("cuda")
+
+
+def test_one_base_serves_all_pipelines_that_ask_for_it_and_leaves_memory_with_the_last() -> None:
+    one, other = (idgen.load(name, base="mini-xl", vae_tiling=True) for name in ("instantid", "ip-adapter-faceid"))
+    assert one.backbone is other.backbone
+    base = weakref.ref(one.backbone.unet)
+    del one
+    gc.collect()
+    assert idgen.load("text-to-image", base="mini-xl", vae_tiling=True).backbone is other.backbone
+    del other
+    gc.collect()
+    assert base() is None
 
 
 def test_a_base_that_is_none_is_refused_with_a_cure(tmp_path: Path) -> None:
