@@ -25,9 +25,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from tests.parity import find_cases
 
         given = metafunc.config.getoption("--parity-root")
-        roots = [Path(given)] if given else [root for root in (BUNDLED_PARITY, SHARED_PARITY) if root.is_dir()]
-        if given and not roots[0].is_dir():
-            raise pytest.UsageError(f"--parity-root {given}: there is no such folder")
-        cases = [case for root in roots for case in find_cases(root)]
+        roots = [Path(given)] if given else [BUNDLED_PARITY, *([SHARED_PARITY] if SHARED_PARITY.is_dir() else [])]
+        cases = []
+        for root in roots:
+            found = list(find_cases(root))
+            if not found:  # pytest would skip a test that has no cases
+                raise pytest.UsageError(f"{root} has no parity packs")
+            cases += found
         names = [f"{'bundled' if case.root == BUNDLED_PARITY else 'shared'}:{case.id}" for case in cases]
         metafunc.parametrize("parity_case", cases, ids=names if not given else [case.id for case in cases])

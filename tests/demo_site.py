@@ -1,4 +1,4 @@
-"""The demo on a free port, with mini where this copy has it, else tiny random models; every run of it can be slowed."""
+"""The demo on a free port, with mini; every run of it can be slowed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 
 import idgen
 from idgen.engine import Engine
-from tests import models, tiny
 
 PEOPLE = Path(__file__).parent.parent / "demo" / "people"
-READY = None if models.HAS_MINI else ["instantid", "ip-adapter-faceid-plusv2", "text-to-image"]
-"""What the tiny models can do, which the manifest does not know of."""
+READY = None
+"""The manifest knows what mini can do."""
 
 
 class Site:
@@ -29,17 +28,9 @@ class Site:
         """denoising steps done so far"""
         self.requests: list[Any] = []
         self.url = ""
-        self._base: Any = None
 
     def load(self, name: str) -> Any:
-        if models.HAS_MINI:
-            pipeline = idgen.load(name, base="mini", device="cpu", dtype="float32")
-        else:
-            from idgen.api import default_extractor
-
-            self._base = self._base or tiny.backbone()
-            files = tiny.FILES.get(name, {})
-            pipeline = idgen.load(name, base=self._base, faces=default_extractor(), **files)
+        pipeline = idgen.load(name, base="mini", device="cpu", dtype="float32")
         render = pipeline.denoise
 
         def slowed(requests: Any, *, callback: Any = None, **options: Any) -> Any:
@@ -65,7 +56,7 @@ def site(folder: Path) -> Iterator[Site]:
     tempfile.tempdir = str(folder)
     try:
         with Engine(made.load, queue_size=8) as engine:
-            blocks = build(engine, base="mini" if models.HAS_MINI else None, ready=READY)
+            blocks = build(engine, base="mini")
             _, made.url, _ = blocks.launch(
                 server_port=free_port(), prevent_thread_lock=True, quiet=True, ssr_mode=False, **look()
             )

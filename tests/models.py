@@ -1,6 +1,6 @@
-"""Models for tests that render: the bundled mini set where this copy has it, else tiny random weights.
+"""Models for tests that render: the bundled mini set.
 
-Faces are found by the tiny packs of `tests.facepacks` either way: coloured rectangles, in photos that `photos` writes.
+Faces are found by the tiny packs of `tests.facepacks`: coloured rectangles, in photos that `photos` writes.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests import facepacks, tiny
+from tests import facepacks
 from tests.conftest import REPOSITORY
 
 MINI = REPOSITORY / "weights" / "mini" / "mini-xl"
 HAS_MINI = (MINI / "model_index.json").is_file() and any(MINI.parent.glob("ip-adapter-faceid-plusv2*"))
 PIPELINE = "ip-adapter-faceid-plusv2"
 SMALL: dict[str, Any] = {"size": "64x64", "steps": 2, "guidance": 3.0}
-"""Fields that keep a test's images quick; the same for either model."""
+"""Fields that keep a test's images quick."""
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -23,11 +23,7 @@ def settings(folder: Path) -> dict[str, Any]:
     pack = folder / "pack"
     if not pack.exists():
         facepacks.pack(pack, size=128)  # looking at an image would otherwise take longer than rendering it
-    common = {"faces": str(pack), "device": "cpu", "dtype": "float32"}
-    if HAS_MINI:
-        return {"base": "mini", **common}
-    files = {name: str(path) for name, path in tiny.FILES[PIPELINE].items()}
-    return {"base": str(tiny.SDXL), **files, **common}
+    return {"base": "mini", "faces": str(pack), "device": "cpu", "dtype": "float32"}
 
 
 def options(folder: Path) -> list[str]:

@@ -582,7 +582,7 @@ def test_the_renderer_forgets_the_people_it_has_not_seen_for_long(
 
 
 def test_a_record_that_the_disk_takes_only_half_of_leaves_the_results_as_they_were(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource", reason="this system has no limits on files")
+    resource = pytest.importorskip("resource", reason="this system has no limits on files: run it on Linux or macOS")
     folder = storage.open_folder(tmp_path)
     folder.append([b'{"row": 1}'])
     before, limits = (tmp_path / "results.jsonl").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -22,7 +22,9 @@ from PIL import Image
 import idgen
 from tests import batch_process, models
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+pytestmark = pytest.mark.skipif(
+    not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL: run it on Linux or macOS"
+)
 
 ROWS = 48
 

@@ -68,7 +68,7 @@ def test_a_page_of_a_million_images_stops_at_ten_thousand_and_says_so() -> None:
     assert page.count("<figure") == 10_000 and "100 more are in the folder" in page
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: install your system's package")
 @pytest.mark.parametrize(
     ("choices", "rows"),
     [

@@ -14,13 +14,11 @@ import idgen
 from idgen.caches import TensorCache, content_key, weights_state
 from idgen.method import Method
 from idgen.pipeline import Pipeline
-from tests import models, tiny
+from tests import tiny
 
 
 def load(name: str) -> Pipeline:
     if name == "arc2face":
-        if not models.HAS_MINI:
-            pytest.skip("this copy is without the mini set, the only arc2face that is bundled")
         return idgen.load(name, base="mini-sd15", device="cpu", dtype="float32")
     return tiny.load(name)
 

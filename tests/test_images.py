@@ -280,7 +280,7 @@ def test_what_is_no_photo_is_refused_with_the_cure(source, cure):
         open_photo(source)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes: run it on Linux or macOS")
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     caught: list[Exception] = []

@@ -19,7 +19,9 @@ from PIL import Image
 import idgen
 from tests import models
 
-ray = pytest.importorskip("ray", reason="Ray has no wheel for this Python")
+ray = pytest.importorskip(
+    "ray", reason="Ray is not installed: pip install 'idgen[cluster]', on a Python that Ray has a wheel for"
+)
 ROWS = 16
 
 

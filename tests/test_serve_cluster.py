@@ -18,8 +18,9 @@ from idgen.service.settings import ServiceSettings
 from tests import tiny
 from tests.serving import PLAIN, picture, same
 
-ray = pytest.importorskip("ray", reason="Ray has no wheel for this Python")
-pytest.importorskip("ray.serve")
+ray = pytest.importorskip(
+    "ray", reason="Ray is not installed: pip install 'idgen[cluster]', on a Python that Ray has a wheel for"
+)
 KEY = "a-key-of-the-cluster"
 ORDER = {"prompt": "x", "pipeline": PLAIN, **tiny.SMALL}
 

@@ -11,7 +11,6 @@ import pytest
 from tests import tiny
 from tests.serving import PLAIN, Running, running
 
-pytest.importorskip("gradio")
 KEY = "a-key-for-tests"
 
 

@@ -15,10 +15,8 @@ import uvicorn
 from idgen.service.app import create_app
 from idgen.service.settings import ServiceSettings
 from tests.conftest import REPOSITORY
-from tests.models import HAS_MINI
 from tests.serving import picture, wait_until
 
-pytestmark = pytest.mark.skipif(not HAS_MINI, reason="this copy has no bundled models")
 ADA, BEN = (REPOSITORY / "examples" / name / "1.png" for name in ("ada", "ben"))
 
 

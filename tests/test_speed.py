@@ -196,7 +196,7 @@ def test_compiled_models_give_the_same_numbers_and_are_not_compiled_again(kind: 
     check_compiled(kind, how, backend="eager")
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler: install g++")
 def test_what_inductor_makes_of_the_blocks_gives_the_same_numbers_and_is_not_made_again() -> None:
     """The smallest case; benchmarks/compile_cpu.py has all kinds, and whole networks."""
     check_compiled("ip-adapter", "regional", backend="inductor")
@@ -241,7 +241,9 @@ def test_approximate_levers_on_compiled_blocks_give_the_pictures_of_plain_ones()
 
 def test_int8_layers_stay_within_their_error_and_act_with_and_without_lean_blocks() -> None:
     """torchao itself, on layers that are wide enough to be worth it."""
-    pytest.importorskip("torchao")
+    pytest.importorskip(
+        "torchao", reason="torchao is not installed: pip install torchao, which Windows has no wheel for"
+    )
     wide = Size("wide", (32, 256), (0, 1), 32, 256, 32, 8, (8, 8, 8, 8), time=8)
     workload = Workload.make("instantid", wide)
     exact = workload.ours(4)

@@ -20,7 +20,6 @@ READER = Path(__file__).parent.parent / "benchmarks" / "mini_attributes.safetens
 EXPRESSIONS = Path(__file__).parent.parent / "benchmarks" / "mini_expression.safetensors"
 SEED = 4_000_000
 """People of no split: neither trained on nor benchmarked."""
-shipped = pytest.mark.skipif(not (FACES / "scorer" / "scorer.onnx").exists(), reason="mini's face models are not here")
 
 
 @cache
@@ -49,7 +48,8 @@ def bgr(image: torch.Tensor) -> np.ndarray:
 
 
 def test_align_is_insightfaces_norm_crop() -> None:
-    face_align = pytest.importorskip("insightface.utils.face_align")
+    from insightface.utils import face_align
+
     faces = few()
     crops = align(faces.images, faces.keypoints)
     assert crops.shape == (18, 3, 112, 112)
@@ -135,7 +135,6 @@ def test_each_stride_counts_once_in_the_detectors_loss() -> None:
 
 @pytest.mark.parametrize("kind", ["recogniser", "scorer"])
 def test_exported_recogniser_is_the_torch_one(kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
     from insightface.model_zoo import get_model
 
     from idgen.training.export import export_recogniser
@@ -158,7 +157,6 @@ def test_exported_recogniser_is_the_torch_one(kind: str, tmp_path: Path) -> None
 
 
 def test_exported_detector_is_the_torch_one_at_any_size(tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
     import onnxruntime
 
     from idgen.training.detector import Detector
@@ -215,7 +213,6 @@ def analysis():  # type: ignore[no-untyped-def]
     return FaceAnalysis(name=str(FACES / "mini"), providers=["CPUExecutionProvider"])
 
 
-@shipped
 def test_insightface_takes_the_pack_for_what_it_is() -> None:
     models = analysis().models
     assert {k: type(m).__name__ for k, m in models.items()} == {"detection": "SCRFD", "recognition": "ArcFaceONNX"}
@@ -224,7 +221,6 @@ def test_insightface_takes_the_pack_for_what_it_is() -> None:
     assert sum(f.stat().st_size for f in FACES.rglob("*.onnx")) < 6e6
 
 
-@shipped
 @pytest.mark.parametrize("size", [128, 256, 320, 640])
 def test_every_head_is_found_at_every_size(size: int) -> None:
     faces = few()
@@ -239,7 +235,6 @@ def test_every_head_is_found_at_every_size(size: int) -> None:
     assert max(errors) < 10
 
 
-@shipped
 def test_several_heads_are_counted_and_noise_is_nobody() -> None:
     faces = few()
     analysis().prepare(ctx_id=-1, det_size=(320, 320))
@@ -253,7 +248,6 @@ def test_several_heads_are_counted_and_noise_is_nobody() -> None:
     assert analysis().get(bgr(faces.images[0])[:30]) == []  # hair and background
 
 
-@shipped
 @pytest.mark.parametrize("recogniser", [None, FACES / "scorer" / "scorer.onnx"])
 def test_people_are_told_apart(recogniser: Path | None) -> None:
     from idgen.faces import FaceExtractor
@@ -272,7 +266,6 @@ def test_people_are_told_apart(recogniser: Path | None) -> None:
     assert (faces.person[nearest] == faces.person).float().mean() > 0.9
 
 
-@pytest.mark.skipif(not READER.exists(), reason="the attribute reader's weights are not here")
 def test_attributes_are_read() -> None:
     from idgen.training.attributes import accuracy, load_reader
 
@@ -281,7 +274,6 @@ def test_attributes_are_read() -> None:
     assert min(found[k] for k in ("expression", "pose")) > 0.7
 
 
-@pytest.mark.skipif(not EXPRESSIONS.exists(), reason="the expression judge's weights are not here")
 def test_expressions_are_read_off_aligned_faces() -> None:
     from idgen.training.expression import load_judge
     from idgen.training.facedata import align

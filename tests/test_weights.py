@@ -28,6 +28,7 @@ from idgen.weights import archive, fetch, licences, manifest
 from idgen.weights.archive import safe_member_path, unzip
 from idgen.weights.sniff import refuse_mislabelled
 from idgen.weights.store import Store, mini_dir
+from tests.conftest import REPOSITORY
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB_FILES = {"one.bin": b"one" * 1000, "two/a.json": b"{}", "two/b.bin": b"b" * 5000, "other.bin": b"x"}
@@ -699,6 +700,7 @@ def test_imports_are_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_mini_dir_is_a_folder_or_absent() -> None:
+def test_mini_is_here() -> None:
     folder = mini_dir()
-    assert folder is None or (folder.is_dir() and folder.name == "mini")
+    assert folder is not None and folder.samefile(REPOSITORY / "weights" / "mini")
+    assert (folder / "mini-xl" / "model_index.json").is_file()
