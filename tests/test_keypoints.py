@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +15,46 @@ from PIL import Image
 
 from idgen.errors import BadRequest
 from idgen.keypoints import draw_faces, draw_keypoints
+from tests.conftest import BUNDLED_PARITY, SHARED_PARITY
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "parity" / "instantid" / "kps"
 FACE = [[76.5, 92.2], [147.4, 90.8], [112.1, 131.7], [81.9, 168.3], [142.6, 167.0]]
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="InstantID's reference drawings are not here (../shared/parity)")
-def test_every_reference_drawing_is_reproduced_to_the_pixel():
-    cases = json.loads((GOLDEN / "kps.json").read_text())
-    assert cases
-    for name, case in cases.items():
-        golden = np.asarray(Image.open(GOLDEN / case["file"]).convert("RGB"))
-        drawn = np.asarray(draw_keypoints(tuple(case["size_wh"]), case["kps"]))
-        assert drawn.shape == golden.shape and np.array_equal(drawn, golden), name
+def _references(root: Path) -> Iterator[tuple[Path, list[int], list[list[float]]]]:
+    """The drawings that InstantID's own code made: file, width and height, keypoints."""
+    folder = root / "instantid"
+    for file in sorted(folder.glob("cases/*.json")):
+        case = json.loads(file.read_text())
+        yield file.parent / case["control_image_file"], case["kps"]["size"], case["kps"]["kps"]
+    for file in folder.glob("kps/kps.json"):
+        for case in json.loads(file.read_text()).values():
+            yield file.parent / case["file"], case["size_wh"], case["kps"]
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        pytest.param(BUNDLED_PARITY, id="bundled"),
+        pytest.param(
+            SHARED_PARITY,
+            id="shared",
+            marks=pytest.mark.skipif(
+                not SHARED_PARITY.is_dir(),
+                reason="no shared/parity beside this checkout: put the developers' parity packs there",
+            ),
+        ),
+    ],
+)
+def test_every_reference_drawing_is_reproduced_to_the_pixel(root):
+    references = list(_references(root))
+    assert {file.parent.name for file, _, _ in references} == (
+        {"cases"} if root == BUNDLED_PARITY else {"cases", "kps"}
+    )
+    for file, size, points in references:
+        golden = np.asarray(Image.open(file).convert("RGB"))
+        for keypoints in (points, np.array(points)):
+            drawn = np.asarray(draw_keypoints(tuple(size), keypoints))
+            assert drawn.shape == golden.shape and np.array_equal(drawn, golden), file.name
 
 
 def test_discs_are_in_full_colour_at_the_keypoints_and_sticks_are_dimmed():

@@ -5,15 +5,9 @@
 
 from __future__ import annotations
 
-import json
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from idgen.keypoints import draw_keypoints
-from tests.conftest import SHARED_PARITY
 from tests.parity import Case, assert_close, replay
 
 
@@ -77,16 +71,3 @@ def test_replay_of_the_original_reproduces_every_recorded_number(parity_case: Ca
         images = run.images()
         if "image0_u8" in golden:
             assert (images[0].int() - golden["image0_u8"][0].int()).abs().max() <= 1, "8-bit image of sample 0"
-
-
-@pytest.mark.skipif(
-    not SHARED_PARITY.is_dir(), reason="the golden keypoint drawings lie beside the developers' checkout"
-)
-def test_keypoint_drawings_equal_the_originals_pixel_by_pixel() -> None:
-    folder = SHARED_PARITY / "instantid" / "kps"
-    drawings = json.loads((folder / "kps.json").read_text())
-    assert drawings
-    for name, about in drawings.items():
-        ours = np.asarray(draw_keypoints(tuple(about["size_wh"]), np.array(about["kps"])))
-        golden = np.asarray(Image.open(folder / about["file"]).convert("RGB"))
-        assert np.array_equal(ours, golden), name
