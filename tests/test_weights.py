@@ -1,194 +1,38 @@
-"""The manifest, the store and the command ``idgen weights``, against servers on 127.0.0.1 and hostile archives."""
+"""The manifest, the store and the command ``idgen weights``, against servers on 127.0.0.1."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import stat
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from idgen.cli.weights import app
 from idgen.errors import BadRequest, BadWeights, LicenceRefused, WeightsMissing
-from idgen.weights import archive, fetch, licences, manifest
-from idgen.weights.archive import safe_member_path, unzip
-from idgen.weights.sniff import refuse_mislabelled
+from idgen.weights import fetch, licences, manifest
 from idgen.weights.store import Store, mini_dir
 from tests.conftest import REPOSITORY
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-HUB_FILES = {"one.bin": b"one" * 1000, "two/a.json": b"{}", "two/b.bin": b"b" * 5000, "other.bin": b"x"}
-PACK = {"wrapped/det.onnx": b"detector" * 100, "wrapped/rec.onnx": b"recogniser" * 100}
-
-MANIFEST = """
-[one]
-repo = "owner/repo"
-files = ["one.bin"]
-size_approx = 3000
-base = "sdxl"
-kind = "adapter"
-licence = "mit"
-commercial = true
-needs = ["pack"]
-
-[two]
-repo = "owner/repo"
-files = ["two/a.json", "two/*.bin"]
-size_approx = 5000
-base = "any"
-kind = "image-encoder"
-licence = "mit"
-commercial = true
-
-[gone]
-repo = "owner/repo"
-files = ["not-there.bin"]
-size_approx = 5000
-base = "any"
-kind = "lora"
-licence = "none stated"
-commercial = "unclear"
-
-[pack]
-url = "URL/pack.zip"
-files = ["det.onnx", "rec.onnx"]
-size_approx = 2000
-base = "any"
-kind = "face-pack"
-licence = "research only"
-commercial = false
-"""
-
-
-class World:
-    """A web server that is both the hub and a zip host, and says what it was asked."""
-
-    def __init__(self) -> None:
-        self.zip = b""
-        self.break_off_at: int | None = None
-        self.stall: threading.Event | None = None
-        self.asked: list[str] = []
-        self.files = dict(HUB_FILES)
-        world = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-            def reply(self, body: bytes, headers: dict[str, str], code: int = 200) -> None:
-                self.send_response(code)
-                for key, value in {"Content-Length": str(len(body)), **headers}.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                if self.command == "GET":
-                    if world.stall:
-                        self.wfile.write(body[:100])
-                        world.stall.wait(20)
-                    cut = world.break_off_at
-                    self.wfile.write(body if cut is None else body[:cut])
-                    if cut is not None:
-                        self.close_connection = True
-
-            def do_GET(self) -> None:
-                world.asked.append(f"{self.command} {self.path}")
-                path = self.path.split("?")[0]
-                if path == "/pack.zip":
-                    return self.reply(world.zip, {})
-                if path.startswith("/api/models/owner/repo/tree/"):
-                    tree = [
-                        {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
-                        for name, body in world.files.items()
-                    ]
-                    return self.reply(json.dumps(tree).encode(), {"Content-Type": "application/json"})
-                if path.startswith("/api/models/owner/repo"):
-                    info = {
-                        "id": "owner/repo",
-                        "modelId": "owner/repo",
-                        "sha": COMMIT,
-                        "private": False,
-                        "tags": [],
-                        "downloads": 0,
-                        "siblings": [{"rfilename": name} for name in world.files],
-                    }
-                    return self.reply(json.dumps(info).encode(), {"Content-Type": "application/json"})
-                if path.startswith("/owner/repo/resolve/"):
-                    name = path.split("/", 5)[5]
-                    if name in world.files:
-                        body = world.files[name]
-                        etag = hashlib.sha256(body).hexdigest()
-                        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{etag}"'}
-                        return self.reply(body, {**headers, "X-Linked-Size": str(len(body))})
-                    return self.reply(b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, 404)
-                return self.reply(b"", {}, 404)
-
-            do_HEAD = do_GET
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-
-def make_zip(path: Path, members: dict[str, bytes], **attributes: int) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for name, body in members.items():
-            info = zipfile.ZipInfo(name)
-            info.filename = name  # ZipInfo tidies names; a hostile tool does not
-            info.external_attr = attributes.get("mode", stat.S_IFREG | 0o644) << 16
-            info.compress_type = zipfile.ZIP_DEFLATED
-            bundle.writestr(info, body)
-    return path
+from tests.weights_hub import COMMIT, HUB_FILES, MANIFEST, PACK, World, leftovers, make_zip, serve
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    from huggingface_hub import constants
-
-    world = World()
-    world.zip = make_zip(tmp_path / "made.zip", PACK).read_bytes()
-    extra = tmp_path / "extra.toml"
-    extra.write_text(MANIFEST.replace("URL", world.url), encoding="utf-8")
-    monkeypatch.setenv("IDGEN_MANIFEST", str(extra))
-    monkeypatch.setenv("IDGEN_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    monkeypatch.delenv("IDGEN_COMMERCIAL_ONLY", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", world.url)
-    template = world.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    yield world
-    world.server.shutdown()
-    world.server.server_close()
+    with serve(tmp_path, monkeypatch) as world:
+        yield world
 
 
 @pytest.fixture
 def store(world: World) -> Store:
     return Store()
-
-
-def leftovers(store: Store) -> list[str]:
-    return [path.name for path in store.root.glob(".staging-*")]
-
-
-# --- manifest -------------------------------------------------------------------------------------------------------
 
 
 def test_bundled_manifest_is_sound() -> None:
@@ -241,102 +85,6 @@ def test_wrong_name_suggests_the_nearest(store: Store) -> None:
     for call in (store.path, store.has, store.pull, store.verify):
         with pytest.raises(BadRequest, match="Did you mean instantid"):
             call("instant-id")  # type: ignore[operator]
-
-
-# --- safe paths and zips --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("../x", "a/../../x", "/x", "//host/x", "a/..", "..", ".", "/", ""),
-        *("\\x", "..\\x", "a\\..\\..\\x", "C:\\x", "C:x", "a/C:/x", "\\\\host\\x", "x:y"),
-        *("nul", "NUL.txt", "a/com1", "a.", "a/b./c", "x ", "a /b", "x*", "x?", "x|y"),
-        *("a\0b", "a\nb", "a" * 256, "\ud800"),
-    ],
-)
-def test_hostile_member_names_are_refused(name: str) -> None:
-    with pytest.raises(BadWeights):
-        safe_member_path(name)
-
-
-@given(st.text(alphabet=st.sampled_from("./\\:ab \0~C-%"), max_size=20) | st.text(max_size=30))
-def test_a_safe_path_never_leaves_its_folder(name: str) -> None:
-    try:
-        path = safe_member_path(name)
-    except BadWeights:
-        return
-    assert isinstance(path, PurePosixPath) and not path.is_absolute() and path.parts
-    assert ".." not in path.parts and not any(char in str(path) for char in "\\:\0")
-    base = os.path.abspath("base")  # noqa: PTH100
-    inside = os.path.normpath(os.path.join(base, *path.parts))  # noqa: PTH118
-    assert inside.startswith(base + os.sep)
-    assert safe_member_path(str(path)) == path
-
-
-@pytest.mark.parametrize("name", ["../escaped", "/escaped", "a/../../escaped", "..\\escaped", "C:\\escaped"])
-def test_zip_members_that_climb_out_write_nothing(tmp_path: Path, name: str) -> None:
-    evil = make_zip(tmp_path / "evil.zip", {"good.onnx": b"good", name: b"evil"})
-    with pytest.raises(BadWeights, match="unsafe path"):
-        unzip(evil, tmp_path / "deep" / "into")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "evil.zip"]
-
-
-@pytest.mark.parametrize("mode", [stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o644, stat.S_IFCHR | 0o644])
-def test_links_and_special_files_are_refused(tmp_path: Path, mode: int) -> None:
-    evil = make_zip(tmp_path / "evil.zip", {"link": b"/etc/passwd"}, mode=mode)
-    with pytest.raises(BadWeights, match=r"link|special"):
-        unzip(evil, tmp_path / "into")
-    assert not (tmp_path / "into").exists()
-
-
-def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = make_zip(tmp_path / "bomb.zip", {f"{i}": bytes(4 << 20) for i in range(4)})
-    with pytest.raises(BadWeights, match="at most"):
-        unzip(bomb, tmp_path / "into", max_bytes=1 << 20)
-    with pytest.raises(BadWeights, match="members"):
-        unzip(bomb, tmp_path / "into", max_members=2)
-    monkeypatch.setattr(archive, "RATIO_FREE_BYTES", 1 << 20)
-    with pytest.raises(BadWeights, match="bomb"):
-        unzip(bomb, tmp_path / "into")
-    assert not (tmp_path / "into").exists()
-
-
-def test_a_member_that_lies_about_its_size(tmp_path: Path) -> None:
-    path = make_zip(tmp_path / "liar.zip", {"a": bytes(100_000)})
-    body = path.read_bytes().replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
-    path.write_bytes(body)
-    with pytest.raises(BadWeights):
-        unzip(path, tmp_path / "into")
-    assert not (tmp_path / "into").exists()
-
-
-def test_two_members_of_one_name(tmp_path: Path) -> None:
-    for i, names in enumerate((("a", "A"), ("a", "a/b"))):
-        path = make_zip(tmp_path / f"{i}.zip", dict.fromkeys(names, b"x"))
-        with pytest.raises(BadWeights):
-            unzip(path, tmp_path / "into")
-
-
-def test_damaged_zips(tmp_path: Path) -> None:
-    whole = make_zip(tmp_path / "whole.zip", {"a": os.urandom(10_000)}).read_bytes()
-    flipped = bytearray(whole)
-    flipped[500] ^= 1
-    for body in (whole[:5000], whole[: len(whole) - 30], bytes(flipped), b"", b"<html>404</html>"):
-        path = tmp_path / "bad.zip"
-        path.write_bytes(body)
-        with pytest.raises(BadWeights, match="Download it again"):
-            unzip(path, tmp_path / "into")
-        assert not (tmp_path / "into").exists()
-
-
-def test_a_wrapping_folder_is_dropped(tmp_path: Path) -> None:
-    path = make_zip(tmp_path / "p.zip", {"p/p/a.onnx": b"a", "p/p/sub/b": b"b"})
-    files = unzip(path, tmp_path / "into")
-    assert [file.relative_to(tmp_path / "into").as_posix() for file in files] == ["a.onnx", "sub/b"]
-
-
-# --- store ----------------------------------------------------------------------------------------------------------
 
 
 def test_missing_weights_name_the_exact_command(store: Store) -> None:
@@ -543,129 +291,6 @@ def test_two_processes_that_pull_the_same(store: Store, world: World) -> None:
         pulls = [pool.submit(Store().pull, "pack", True, False, force=True) for _ in range(4)]
         assert {pull.result() for pull in pulls} == {store.path("pack")}
     assert all(check.status == "ok" for check in store.verify()) and not leftovers(store)
-
-
-HEADER = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
-SAFETENSORS = struct.pack("<Q", len(HEADER)) + HEADER + bytes(8)
-
-
-@pytest.mark.parametrize(
-    ("name", "body", "says"),
-    [
-        ("x.bin", b"", "empty"),
-        ("x.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-        ("x.onnx", b"\n <!DOCTYPE html><title>Sign in", "web page"),
-        ("x.json", b"{", "not valid JSON"),
-        ("x.json", b"[" * 100_000, "not valid JSON"),
-        ("x.safetensors", b"\x80\x02.", "too short"),
-        ("x.safetensors", SAFETENSORS[:-1], "it should be"),
-        ("x.safetensors", SAFETENSORS + b"\0", "it should be"),
-        ("x.safetensors", SAFETENSORS[:20], "header is cut off"),
-        ("x.safetensors", b"\xff" * 100, "header is cut off"),
-        ("x.safetensors", struct.pack("<Q", 40) + b"{" * 40, "header is damaged"),
-        ("x.safetensors", struct.pack("<Q", 13) + b'{"w": [1, 2]}', "header is damaged"),
-    ],
-)
-def test_files_that_are_not_what_they_claim(tmp_path: Path, name: str, body: bytes, says: str) -> None:
-    (tmp_path / name).write_bytes(body)
-    with pytest.raises(BadWeights, match=says):
-        refuse_mislabelled(tmp_path / name)
-
-
-def test_whole_files_pass(tmp_path: Path) -> None:
-    for name, body in (("x.safetensors", SAFETENSORS), ("x.json", b"{}"), ("x.bin", b"PK"), ("x.onnx", b"\x08")):
-        (tmp_path / name).write_bytes(body)
-        refuse_mislabelled(tmp_path / name)
-
-
-def test_a_web_page_saved_as_weights_is_not_added(store: Store, world: World, tmp_path: Path) -> None:
-    (tmp_path / "one.bin").write_bytes(b"<html>please log in</html>")
-    with pytest.raises(BadWeights, match="web page"):
-        store.add(tmp_path / "one.bin")
-    assert not store.has("one") and not leftovers(store)
-
-
-# --- bundles --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["carry", "carry.zip"])
-def test_a_bundle_brings_weights_to_a_machine_without_network(
-    store: Store, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    from huggingface_hub import constants
-
-    store.pull("one", accept_licence=True, progress=False)
-    store.pull("two", progress=False)
-    out = store.bundle(["one", "two"], tmp_path / name)
-    with pytest.raises(BadRequest, match="already there"):
-        store.bundle(["one"], out)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    other = Store(tmp_path / "other")
-    with pytest.raises(LicenceRefused, match="pack"):
-        other.add(out)
-    assert not other.present()
-    assert sorted(other.add(out, accept_licence=True)) == ["one", "pack", "two"]
-    assert other.path("one").read_bytes() == HUB_FILES["one.bin"]
-    assert (other.path("two") / "b.bin").is_file() and other.path("pack").is_dir()
-    assert other.lock.read()["one"].commit == COMMIT
-    assert all(check.status == "ok" for check in other.verify()) and not leftovers(other)
-
-
-def test_damaged_and_hostile_bundles(store: Store, world: World, tmp_path: Path) -> None:
-    store.pull("two", progress=False)
-    bundle = store.bundle(["two"], tmp_path / "carry")
-    index = json.loads((bundle / "idgen-bundle.json").read_text())
-    other = Store(tmp_path / "other")
-
-    def refused(says: str) -> None:
-        with pytest.raises(BadWeights, match=says):
-            other.add(bundle)
-        assert not other.lock.read() and not leftovers(other) and not (other.root / "models").exists()
-
-    (bundle / "two" / "two" / "b.bin").write_bytes(b"x")
-    refused("damaged")
-    (bundle / "two" / "two" / "b.bin").unlink()
-    refused("lacks")
-    (bundle / "two" / "two" / "b.bin").write_bytes(HUB_FILES["two/b.bin"])
-    for path in ("../../x", "/etc/passwd"):
-        evil = json.loads(json.dumps(index))
-        evil["entries"]["two"]["files"][path] = {"sha256": "0" * 64, "size": 1}
-        (bundle / "idgen-bundle.json").write_text(json.dumps(evil))
-        refused("unsafe path")
-    evil = json.loads(json.dumps(index))
-    evil["entries"]["two"]["files"]["sitecustomize.py"] = {"sha256": "0" * 64, "size": 1}
-    (bundle / "idgen-bundle.json").write_text(json.dumps(evil))
-    refused("not one of the files")
-    (bundle / "idgen-bundle.json").write_text("{}")
-    refused("damaged")
-
-
-def test_adding_files_that_were_downloaded_by_hand(store: Store, world: World, tmp_path: Path) -> None:
-    (tmp_path / "one.bin").write_bytes(HUB_FILES["one.bin"])
-    assert store.add(tmp_path / "one.bin") == ["one"]
-    assert store.path("one").read_bytes() == HUB_FILES["one.bin"]
-    (tmp_path / "pack.zip").write_bytes(world.zip)
-    with pytest.raises(LicenceRefused):
-        store.add(tmp_path / "pack.zip")
-    assert store.add(tmp_path / "pack.zip", accept_licence=True) == ["pack"]
-    folder = tmp_path / "encoder"
-    folder.mkdir()
-    (folder / "a.json").write_bytes(b"{}")
-    with pytest.raises(BadRequest, match="--name"):
-        store.add(folder)
-    with pytest.raises(BadWeights, match="it has no"):
-        store.add(folder, "two")
-    (folder / "b.bin").write_bytes(b"b")
-    assert store.add(folder, "two") == ["two"] and store.path("two").name == "two"
-    (tmp_path / "one.bin").write_bytes(b"something else")
-    with pytest.raises(BadWeights, match="differs from what was first downloaded"):
-        store.add(tmp_path / "one.bin")
-    with pytest.raises(BadRequest, match="nothing at"):
-        store.add(tmp_path / "nowhere")
-
-
-# --- command and imports --------------------------------------------------------------------------------------------
 
 
 def test_command(store: Store, world: World, tmp_path: Path) -> None:
