@@ -18,6 +18,8 @@ from PIL import Image, ImageDraw
 PEOPLE = {"magenta": (255, 0, 255), "cyan": (0, 255, 255), "yellow": (255, 255, 0)}
 POINTS = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]], np.float32)
 SCORES = (0.9, 0.8, 0.7)
+FACE = (100, 100, 220, 260)
+"""Where the magenta person of `group` is."""
 
 
 class _Graph:
@@ -129,3 +131,8 @@ def photo(size: tuple[int, int], **people: tuple[int, int, int, int]) -> Image.I
     for name, (left, top, right, bottom) in people.items():
         draw.rectangle((left, top, right - 1, bottom - 1), fill=PEOPLE[name])
     return picture
+
+
+def group() -> Image.Image:
+    """Return a photo of all three people: yellow is the largest, then magenta, then cyan."""
+    return photo((640, 480), magenta=FACE, cyan=(300, 50, 350, 120), yellow=(400, 200, 600, 420))
