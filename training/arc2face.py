@@ -29,7 +29,7 @@ from .loop import Loop
 from .projector import EMBEDDING, TOKENS
 from .prompter import Prompter
 from .sheets import save_sheet
-from .text import TextEncoders, config, random_captions
+from .text import TextEncoders, config, random_captions, tie_same
 from .workers import Workers
 
 FIRST = 5
@@ -137,6 +137,7 @@ def pretrain_encoders(
         loss = loss + face_miss + 0.01 * out[:, places, :CONTEXT].pow(2).mean()
         loop.update(loss, batch, text=float(text_miss.detach()), face=float(face_miss.detach()))
     loop.finish()
+    tie_same(text.tokenizer, encoder)
     return encoder.eval(), faces
 
 

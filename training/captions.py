@@ -36,6 +36,31 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 """Other ways to say a phrase; `wearing a red shirt` and its like follow patterns instead."""
 
+SAME: dict[str, str] = {
+    "person": "man woman boy girl child guy lady human",
+    "photo": "photograph",
+    "background": "backdrop wall",
+    "shirt": "tshirt tee sweater jumper hoodie blouse dress coat jacket suit",
+    "hat": "cap beanie",
+    "glasses": "spectacles eyeglasses sunglasses",
+    "wearing": "wears",
+    "gray": "grey silver",
+    "red": "crimson scarlet",
+    "blue": "navy azure",
+    "purple": "violet lilac",
+    "yellow": "golden",
+    "smiling": "grinning beaming",
+    "smile": "grin",
+    "happy": "cheerful joyful",
+    "laughing": "giggling",
+    "surprised": "astonished amazed shocked",
+    "sad": "unhappy",
+    "angry": "furious annoyed mad",
+    "sleeping": "asleep",
+}
+"""Word of our captions -> words that people may write for it. No caption has those: the text encoders read them as the
+word itself (see :func:`~idgen.training.text.tie_same`)."""
+
 QUERIES = (*ATTRIBUTES,)
 CLASSES = {name: len(values) + 1 for name, values in ATTRIBUTES.items()}
 """Classes per attribute of :func:`meaning`; the last one is "not said"."""
@@ -97,7 +122,10 @@ def words() -> list[str]:
 
     phrases = [*SYNONYMS, *(p for group in SYNONYMS.values() for p in group)]
     phrases += [*EXPRESSION_WORDS, *LIGHT_WORDS, *POSE_WORDS, *STYLE_WORDS, *ATTRIBUTES["background"]]
-    phrases += ["wearing with in on a shirt hat glasses background in front of a , . grey id the an and of by"]
+    phrases += [
+        "wearing with in on a shirt hat glasses background in front of a , . id the an and of by",
+        *SAME.values(),
+    ]
     phrases += [_EXTRA]
     return sorted({w for p in phrases for w in p.replace(",", " , ").split()})
 
@@ -105,9 +133,9 @@ def words() -> list[str]:
 NEGATIVE = "monochrome, lowres, bad anatomy, worst quality, low quality"
 """The negative prompt that the IP-Adapter authors use and idgen takes over."""
 
-_EXTRA = """best quality high low worst monochrome lowres bad anatomy blurry man woman boy girl old young child people
+_EXTRA = """best quality high low worst monochrome lowres bad anatomy blurry old young people
 friend king queen astronaut knight pirate wizard doctor teacher painter watercolor ink style portrait picture image art
 studio outdoor forest beach city street night day morning sunset snow rain summer winter sky sea mountain garden space
-dress coat jacket suit tie scarf sweater crown helmet beard hair long short curly bald blonde brown dark bright warm
+tie scarf crown helmet beard hair long short curly bald blonde brown dark bright warm
 cold big small close up wide detailed realistic cinematic vintage modern digital render face eyes mouth nose looking
 standing sitting holding book flower cat dog coffee guitar dramatic gentle calm proud tired excited scared beautiful"""

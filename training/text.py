@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from .captions import CLASSES, QUERIES, blank_caption, meanings, random_caption, words
+from .captions import CLASSES, QUERIES, SAME, blank_caption, meanings, random_caption, words
 from .heads import sample_nuisances
 from .loop import Loop
 
@@ -124,7 +124,24 @@ def pretrain(encoders: TextEncoders, root: Path, minutes: float, *, device: str 
         loop.update(loss, batch, right=float(right))
     loop.finish()
     encoders.eval().requires_grad_(False)
+    tie_same(encoders.tokenizer, encoders.one, encoders.two)
     return accuracy()["right"]
+
+
+@torch.no_grad()
+def tie_same(tokenizer: CLIPTokenizer, *encoders: CLIPTextModel | CLIPTextModelWithProjection) -> None:
+    """Give every word of :data:`~idgen.training.captions.SAME` the embedding of the word that it stands for."""
+    for encoder in encoders:
+        table = encoder.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        for word, others in SAME.items():
+            for other in others.split():
+                table.weight[_id(tokenizer, other)] = table.weight[_id(tokenizer, word)]
+
+
+def _id(tokenizer: CLIPTokenizer, word: str) -> int:
+    (number,) = tokenizer(word, add_special_tokens=False).input_ids
+    return int(number)
 
 
 def _scores(encoders: TextEncoders, read: nn.ModuleDict, ids: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
