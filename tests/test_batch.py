@@ -1,15 +1,10 @@
-"""Batch rendering: what must hold whatever happens to a row, a disk or a run."""
+"""Batch rendering: what must hold whatever happens to a row or a run."""
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 import os
-import signal
-import threading
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +14,16 @@ from PIL import Image
 
 import idgen
 from idgen.batch import render as render_module
-from idgen.batch import runner, storage
-from idgen.batch.plan import Plan, Unit
-from idgen.batch.results import Outcome
+from idgen.batch.plan import Plan
 from idgen.batch.rows import Row, read_rows
-from idgen.batch.writer import Writer
 from idgen.pipeline import Pipeline
 from tests import models
-
-FAST = {"pipeline": models.PIPELINE, "size": "32x32", "steps": 1, "guidance": 1.0}
+from tests.batches import job_folder, pixels, records, render, some_rows
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos and the face pack."""
-    folder = tmp_path_factory.mktemp("job")
-    models.photos(folder / "photos")
-    return folder
-
-
-def render(job: Path, rows: Any, out: Path, **settings: Any) -> Any:
-    defaults = {**FAST, **settings.pop("defaults", {})}
-    return idgen.render_batch(rows, out, defaults=defaults, **{**models.settings(job), **settings})
-
-
-def some_rows(job: Path, count: int, **fields: Any) -> list[dict[str, Any]]:
-    people = [str(path) for name, path in models.photos(job / "photos").items() if name != "nobody"]
-    return [{"photo": people[k % 3], "prompt": f"p{k % 2}", "seed": k, **fields} for k in range(count)]
-
-
-def records(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-
-
-def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path), np.int16)
+    return job_folder(tmp_path_factory)
 
 
 def test_of_200_rows_with_20_bad_ones_180_are_rendered_and_20_reported_with_line_and_cure(
@@ -244,130 +214,6 @@ def test_a_sick_machine_stops_the_run_instead_of_failing_every_row(
     assert len(calls) < 30
 
 
-@pytest.fixture(params=[False, True], ids=["one after the other", "overlapping"])
-def overlap(request: pytest.FixtureRequest, job: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether pictures are decoded beside the next denoising, as on CUDA."""
-    let_overlap(job, monkeypatch, request.param)
-    return bool(request.param)
-
-
-def let_overlap(job: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool = True) -> None:
-    monkeypatch.setattr(idgen.load(models.PIPELINE, **models.settings(job)).backbone, "overlap", overlap)
-
-
-def test_pictures_order_and_errors_are_the_same_whether_decoding_overlaps_or_not(
-    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool
-) -> None:
-    rows = some_rows(job, 7)
-    expected = [idgen.load(models.PIPELINE, **models.settings(job)).generate(**alone(row)) for row in rows]
-    finish, threads = Pipeline.finish, set[str]()
-
-    def moody(self: Any, denoised: Any) -> Any:
-        threads.add(threading.current_thread().name)
-        seeds = [order.seeds[0] for order in denoised.orders]
-        if 1 in seeds:  # a whole call fails for the sake of one of its rows
-            raise RuntimeError("the VAE is ill")
-        return finish(self, denoised)
-
-    monkeypatch.setattr(Pipeline, "finish", moody)
-    summary = render(job, rows, tmp_path / "out", batch_size=2)
-    assert (summary.rendered, summary.failed) == (6, 1)
-    assert any(name.startswith("idgen-finish") for name in threads) == overlap
-    found = records(tmp_path / "out")
-    assert [record["row"] for record in found if record["status"] == "failed"] == [2]
-    assert "the VAE is ill" in found[1]["error"]
-    assert len(found) == 7
-    for record, (portrait,) in zip(found, expected):
-        if record["status"] != "failed":
-            picture = np.asarray(portrait.image, np.int16)
-            assert np.abs(pixels(tmp_path / "out" / record["file"]) - picture).max() <= 1
-    monkeypatch.setattr(Pipeline, "finish", finish)
-    again = render(job, rows, tmp_path / "out", batch_size=2)
-    assert (again.rendered, again.kept) == (1, 6), "what was finished is kept, what failed is tried again"
-
-
-def alone(row: dict[str, Any]) -> dict[str, Any]:
-    side = {"width": 32, "height": 32, "steps": 1, "guidance": 1.0}
-    return {"who": row["photo"], "prompt": row["prompt"], "seed": row["seed"], **side}
-
-
-def test_a_call_is_denoised_while_the_one_before_is_decoded_and_no_more_than_that(
-    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    let_overlap(job, monkeypatch)
-    denoise, finish = Pipeline.denoise, Pipeline.finish
-    second, events = threading.Event(), list[str]()
-
-    def denoised(self: Any, orders: Any, **rest: Any) -> Any:
-        made = denoise(self, orders, **rest)
-        events.append("denoised")
-        if events.count("denoised") == 2:
-            second.set()
-        assert events.count("denoised") - events.count("finished") <= 2
-        return made
-
-    def finished(self: Any, made: Any) -> Any:
-        assert second.wait(30), "the second call waited for the first one's decoding"
-        portraits = finish(self, made)
-        events.append("finished")
-        return portraits
-
-    monkeypatch.setattr(Pipeline, "denoise", denoised)
-    monkeypatch.setattr(Pipeline, "finish", finished)
-    assert render(job, some_rows(job, 4), tmp_path / "out", batch_size=1).rendered == 4
-    assert events[:3] == ["denoised", "denoised", "finished"] and events.count("finished") == 4
-
-
-def test_a_call_that_does_not_fit_beside_a_decoding_is_made_again_whole_after_it(
-    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    let_overlap(job, monkeypatch)
-    denoise, finish = Pipeline.denoise, Pipeline.finish
-    scarce, calls = threading.Event(), list[int]()
-
-    def denoised(self: Any, orders: Any, **rest: Any) -> Any:
-        calls.append(len(orders))
-        if len(calls) == 2:
-            threading.Timer(0.1, scarce.set).start()
-            raise idgen.OutOfMemory("both at once are too much")
-        return denoise(self, orders, **rest)
-
-    def finished(self: Any, made: Any) -> Any:
-        assert scarce.wait(30)
-        return finish(self, made)
-
-    monkeypatch.setattr(Pipeline, "denoise", denoised)
-    monkeypatch.setattr(Pipeline, "finish", finished)
-    assert render(job, some_rows(job, 4), tmp_path / "out", batch_size=2).rendered == 4
-    assert calls == [2, 2, 2]
-
-
-@pytest.mark.parametrize("sync", range(2, 9))
-def test_a_full_disk_stops_cleanly_and_the_next_run_goes_on(
-    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: int
-) -> None:
-    """The disk is full from the n-th write on, be it of an image or of the results."""
-    real, count = os.fsync, list[int]()
-
-    def full(descriptor: int) -> None:
-        count.append(1)
-        if len(count) >= sync:
-            os.write(descriptor, b"") if sync % 2 else None
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(descriptor)
-
-    monkeypatch.setattr(storage.os, "fsync", full)
-    out = tmp_path / "out"
-    with pytest.raises(storage.DiskFull, match="free some space and run the same command again"):
-        render(job, some_rows(job, 6), out, batch_size=1)
-    monkeypatch.setattr(storage.os, "fsync", real)
-    for record in records(out) if (out / "results.jsonl").exists() else []:
-        pixels(out / record["file"])
-    assert not list(out.rglob(".idgen-part-*"))
-    summary = render(job, some_rows(job, 6), out)
-    assert summary.rendered + summary.kept == 6 and len(records(out)) == 6
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -398,47 +244,6 @@ def test_strict_stops_before_anything_is_rendered_and_names_the_line(job: Path, 
     rows = [*some_rows(job, 1), {"photo": str(job / "photos/nobody.png"), "prompt": "p", "seed": 1}]
     with pytest.raises(idgen.BadRequest, match=r"line 2: .*face"):
         render(job, rows, tmp_path / "out", strict=True)
-
-
-def test_pictures_are_encoded_and_written_on_another_thread(
-    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads = set[str]()
-    encode = idgen.Portrait.to_bytes
-
-    def note(self: Any, suffix: str) -> bytes:
-        threads.add(threading.current_thread().name)
-        return encode(self, suffix)
-
-    monkeypatch.setattr(idgen.Portrait, "to_bytes", note)
-    render(job, some_rows(job, 2), tmp_path / "out")
-    assert threads == {"idgen-batch-writer"}
-
-
-def test_two_runs_never_write_to_one_folder_at_once(job: Path, tmp_path: Path) -> None:
-    folder = storage.open_folder(tmp_path)
-    with pytest.raises(idgen.BadRequest, match="another batch is writing"):
-        render(job, some_rows(job, 1), tmp_path)
-    folder.close()
-    assert render(job, some_rows(job, 1), tmp_path).rendered == 1
-
-
-def test_a_torn_last_line_is_dropped_and_its_image_made_again(job: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    render(job, some_rows(job, 3), out)
-    log = out / "results.jsonl"
-    log.write_bytes(log.read_bytes()[:-40])
-    (out / ".idgen-part-left").write_bytes(b"half a picture")
-    summary = render(job, some_rows(job, 3), out)
-    assert (summary.rendered, summary.kept) == (1, 2) and len(records(out)) == 3
-    assert not (out / ".idgen-part-left").exists()
-
-
-def test_rows_taken_out_of_the_file_leave_the_results_but_never_the_folder(job: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    render(job, some_rows(job, 3), out)
-    render(job, some_rows(job, 2), out)
-    assert len(records(out)) == 2 and len(list(out.glob("*.png"))) == 3
 
 
 def test_a_name_that_two_rows_would_share_is_refused_for_the_second(job: Path, tmp_path: Path) -> None:
@@ -478,35 +283,6 @@ def test_groups_follow_each_other_and_the_larger_of_people_and_prompts_comes_in_
     assert sum(map(len, plan.windows(5))) == 23 == plan.count("pending")
 
 
-def test_results_in_a_bucket_survive_without_appending(job: Path) -> None:
-    import fsspec
-
-    url = "memory://bucket/night"
-    assert render(job, some_rows(job, 3), url, batch_size=1).rendered == 3  # type: ignore[arg-type]
-    fs = fsspec.filesystem("memory")
-    assert len(fs.cat_file("/bucket/night/results.jsonl").splitlines()) == 3
-    assert not fs.find("/bucket/night/results")
-    folder = storage.open_folder(url)
-    folder.append([b'{"row": 9, "image": 0}'])  # as a run that was killed leaves it
-    again = render(job, some_rows(job, 4), url)  # type: ignore[arg-type]
-    assert (again.rendered, again.kept) == (1, 3)
-    assert len(fs.cat_file("/bucket/night/results.jsonl").splitlines()) == 4
-
-
-def test_photos_and_prompt_file_may_lie_in_a_bucket(job: Path, tmp_path: Path) -> None:
-    import fsspec
-
-    fs = fsspec.filesystem("memory")
-    fs.pipe_file("/in/photos/cyan.png", (job / "photos/cyan.png").read_bytes())
-    fs.pipe_file("/in/rows.csv", b"photo,prompt,seed\nphotos/cyan.png,p,3\nphotos/gone.png,p,4\n")
-    summary = render(job, "memory://in/rows.csv", tmp_path / "out")
-    assert (summary.rendered, summary.failed) == (1, 1) and "no such file" in summary.problems[0].message
-    local = render(job, [{"photo": str(job / "photos/cyan.png"), "prompt": "p", "seed": 3}], tmp_path / "local")
-    assert local.rendered == 1
-    name = records(tmp_path / "local")[0]["file"]
-    assert np.array_equal(pixels(tmp_path / "local" / name), pixels(tmp_path / "out" / name))
-
-
 def test_saved_identities_take_the_place_of_photos(job: Path, tmp_path: Path) -> None:
     from idgen.faces import FaceExtractor
 
@@ -516,47 +292,6 @@ def test_saved_identities_take_the_place_of_photos(job: Path, tmp_path: Path) ->
     render(job, [*rows, {"photo": str(job / "photos/cyan.png"), "prompt": "p", "seed": 1}], tmp_path / "out")
     one, other = (pixels(tmp_path / "out" / record["file"]) for record in records(tmp_path / "out"))
     assert np.array_equal(one, other)
-
-
-def test_a_first_signal_finishes_the_images_in_hand_a_second_interrupts(caplog: pytest.LogCaptureFixture) -> None:
-    import signal
-
-    # Not always Python's own: whoever starts the tests in the background may have it ignored.
-    before = signal.getsignal(signal.SIGINT)
-    with runner.stoppable() as stopped, caplog.at_level(logging.WARNING):
-        assert not stopped()
-        signal.raise_signal(signal.SIGINT)
-        assert stopped() and "after the images in hand" in caplog.text
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_signal_while_the_rows_are_read_stops_before_anything_is_rendered(job: Path, tmp_path: Path) -> None:
-    def rows() -> Iterator[dict[str, Any]]:
-        one, two = some_rows(job, 2)
-        yield one
-        signal.raise_signal(signal.SIGINT)
-        yield two
-
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(idgen.Cancelled, match="nothing was rendered"):
-        render(job, rows(), tmp_path / "out")
-    assert signal.getsignal(signal.SIGINT) is before and not (tmp_path / "out").exists()
-
-
-def test_an_interrupt_at_any_moment_is_one_line_and_exit_code_130(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from idgen.cli import main
-
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("idgen.batch.render_batch", interrupted)
-    with pytest.raises(SystemExit) as ended:
-        main(["batch", "rows.txt", "--out", str(tmp_path)])
-    assert ended.value.code == 130 and capsys.readouterr().err == "idgen: interrupted.\n"
 
 
 def test_weights_that_are_missing_fail_their_rows_with_the_command_that_gets_them(
@@ -579,54 +314,3 @@ def test_the_renderer_forgets_the_people_it_has_not_seen_for_long(
 ) -> None:
     monkeypatch.setattr(render_module, "PEOPLE", 2)
     assert render(job, some_rows(job, 9), tmp_path / "out", batch_size=2).rendered == 9
-
-
-def test_a_record_that_the_disk_takes_only_half_of_leaves_the_results_as_they_were(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource", reason="this system has no limits on files: run it on Linux or macOS")
-    folder = storage.open_folder(tmp_path)
-    folder.append([b'{"row": 1}'])
-    before, limits = (tmp_path / "results.jsonl").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (len(before) + 6, limits[1])
-    )  # the system then writes six bytes and stops
-    try:
-        with pytest.raises(storage.DiskFull):
-            folder.append([b'{"row": 2, "image": 0}'])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (tmp_path / "results.jsonl").read_bytes() == before
-    folder.close()
-
-
-def test_pictures_written_before_the_disk_was_full_are_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = storage.LocalFolder(tmp_path)
-    write, durable = storage.LocalFolder.write, list[str]()
-
-    def full(self: Any, file: str, data: bytes) -> None:
-        if file == "2.png":
-            raise storage.DiskFull("full")
-        write(self, file, data)
-
-    monkeypatch.setattr(storage.LocalFolder, "write", full)
-    writer = Writer(folder, lambda outcome: durable.append(outcome.unit.file))
-    for row in range(4):  # all wait before the writer starts, so that it takes them together
-        writer.put(Outcome(Unit(row, 0, row, "ada", "p", row, {}, f"{row}.png", "f"), 0.1, data=b"picture"))
-    with writer:
-        pass
-    assert isinstance(writer.error, storage.DiskFull)
-    assert [record["file"] for record in records(tmp_path)] == durable == ["0.png", "1.png"]
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == durable
-    folder.close()
-
-
-def test_a_full_folder_for_temporary_files_is_named(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full(Plan):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.db.execute("PRAGMA max_page_count = 40")
-
-    monkeypatch.setattr(runner, "Plan", Full)
-    with pytest.raises(storage.DiskFull, match="SQLITE_TMPDIR"):
-        render(job, some_rows(job, 500), tmp_path / "out", dry_run=True)

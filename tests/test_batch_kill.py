@@ -21,6 +21,7 @@ from PIL import Image
 
 import idgen
 from tests import batch_process, models
+from tests.batches import records
 
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL: run it on Linux or macOS"
@@ -61,10 +62,6 @@ def start(context: Any, job: Path, out: Path) -> BaseProcess:
     child = context.Process(target=batch_process.main, args=(arguments, str(job / "log.txt")))
     child.start()
     return child
-
-
-def records(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
 def recorded(out: Path) -> int:

@@ -18,6 +18,7 @@ from PIL import Image
 
 import idgen
 from tests import models
+from tests.batches import records
 
 ray = pytest.importorskip(
     "ray", reason="Ray is not installed: pip install 'idgen[cluster]', on a Python that Ray has a wheel for"
@@ -64,10 +65,6 @@ def alone(job: Path) -> Path:
     """The same job on one machine."""
     render(job, job / "alone")
     return job / "alone"
-
-
-def records(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
 def assert_same(out: Path, alone: Path) -> None:
