@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,29 +68,45 @@ def alone(row: dict[str, Any]) -> dict[str, Any]:
     return {"who": row["photo"], "prompt": row["prompt"], "seed": row["seed"], **side}
 
 
+def call_through(
+    monkeypatch: pytest.MonkeyPatch,
+    denoise: Callable[[Callable[[], Any], int], Any],
+    finish: Callable[[Callable[[], Any]], Any],
+) -> None:
+    """Let both halves of every call pass through these: each is given what does the work; ``denoise`` also how many."""
+    real_denoise, real_finish = Pipeline.denoise, Pipeline.finish
+
+    def denoised(self: Any, orders: Any, **rest: Any) -> Any:
+        return denoise(lambda: real_denoise(self, orders, **rest), len(orders))
+
+    def finished(self: Any, made: Any) -> Any:
+        return finish(lambda: real_finish(self, made))
+
+    monkeypatch.setattr(Pipeline, "denoise", denoised)
+    monkeypatch.setattr(Pipeline, "finish", finished)
+
+
 def test_a_call_is_denoised_while_the_one_before_is_decoded_and_no_more_than_that(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_overlap(job, monkeypatch)
-    denoise, finish = Pipeline.denoise, Pipeline.finish
     second, events = threading.Event(), list[str]()
 
-    def denoised(self: Any, orders: Any, **rest: Any) -> Any:
-        made = denoise(self, orders, **rest)
+    def denoise(work: Callable[[], Any], count: int) -> Any:
+        made = work()
         events.append("denoised")
         if events.count("denoised") == 2:
             second.set()
         assert events.count("denoised") - events.count("finished") <= 2
         return made
 
-    def finished(self: Any, made: Any) -> Any:
+    def finish(work: Callable[[], Any]) -> Any:
         assert second.wait(30), "the second call waited for the first one's decoding"
-        portraits = finish(self, made)
+        portraits = work()
         events.append("finished")
         return portraits
 
-    monkeypatch.setattr(Pipeline, "denoise", denoised)
-    monkeypatch.setattr(Pipeline, "finish", finished)
+    call_through(monkeypatch, denoise, finish)
     assert render(job, some_rows(job, 4), tmp_path / "out", batch_size=1).rendered == 4
     assert events[:3] == ["denoised", "denoised", "finished"] and events.count("finished") == 4
 
@@ -98,22 +115,20 @@ def test_a_call_that_does_not_fit_beside_a_decoding_is_made_again_whole_after_it
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_overlap(job, monkeypatch)
-    denoise, finish = Pipeline.denoise, Pipeline.finish
     scarce, calls = threading.Event(), list[int]()
 
-    def denoised(self: Any, orders: Any, **rest: Any) -> Any:
-        calls.append(len(orders))
+    def denoise(work: Callable[[], Any], count: int) -> Any:
+        calls.append(count)
         if len(calls) == 2:
             threading.Timer(0.1, scarce.set).start()
             raise idgen.OutOfMemory("both at once are too much")
-        return denoise(self, orders, **rest)
+        return work()
 
-    def finished(self: Any, made: Any) -> Any:
+    def finish(work: Callable[[], Any]) -> Any:
         assert scarce.wait(30)
-        return finish(self, made)
+        return work()
 
-    monkeypatch.setattr(Pipeline, "denoise", denoised)
-    monkeypatch.setattr(Pipeline, "finish", finished)
+    call_through(monkeypatch, denoise, finish)
     assert render(job, some_rows(job, 4), tmp_path / "out", batch_size=2).rendered == 4
     assert calls == [2, 2, 2]
 
