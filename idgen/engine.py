@@ -162,14 +162,16 @@ class Engine:
             drain: finish what runs and waits; otherwise it is cancelled.
             timeout: seconds after which what is left is cancelled; ``None`` waits as long as it takes.
         """
+        # A callback of a job may close the engine, on a thread that would then wait for itself.
+        outside = threading.current_thread() is not self._thread and not self._finisher.is_here
         with self._lock:
             self._closed = True
             self._wake.notify_all()
-        if drain and threading.current_thread() is not self._thread:
+        if drain and outside:
             self._thread.join(timeout)
         for job in self._all():
             self.finish(job, "cancelled", EngineClosed("the server shut down before the request was finished."))
-        if threading.current_thread() is not self._thread:
+        if outside:
             self._thread.join()
 
     def __enter__(self) -> Engine:
@@ -223,10 +225,9 @@ class Engine:
             started = time.monotonic()
             try:
                 self._run(self._with_mates(first))
-            except Exception as error:  # the thread must outlive every mistake
-                log.exception("the engine failed")
+            except BaseException as error:  # the thread must outlive every mistake
                 for job in self._running:
-                    self.finish(job, "failed", error)
+                    self._fail(job, error)
             finally:
                 seconds = time.monotonic() - started
                 with self._lock:
@@ -357,18 +358,20 @@ class Engine:
                     complete = len(job.portraits) == job.request.n
                 if complete:
                     self.finish(job, "done")
-        except Exception as error:
-            log.exception("the engine failed")
+        except BaseException as error:
             for job in jobs:
-                self.finish(job, "failed", error)
+                self._fail(job, error)
         finally:
             with self._lock:
                 for job in jobs:
                     self._finishing.remove(job)
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: BaseException) -> None:
         if not isinstance(error, IdgenError):
             log.error("a request failed unexpectedly", exc_info=error)
         # The frames of the traceback hold the models' tensors, for as long as somebody holds the job.
         error.__traceback__ = error.__context__ = error.__cause__ = None
+        if not isinstance(error, Exception):
+            # A panic of a native library, or an exit that a library asked for: it must not end whoever waits here.
+            error = RuntimeError(f"{type(error).__name__}: {error}")
         self.finish(job, "failed", error)

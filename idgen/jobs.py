@@ -99,7 +99,8 @@ class Job:
         self._done_callbacks: list[Callable[[Job], object]] = []
         self._last: Progress | None = None
         self._keys = itertools.count()
-        self._lock = threading.Lock()
+        # Not a plain lock: a callback that is let go under it may be the last to hold what unsubscribes as it goes.
+        self._lock = threading.RLock()
 
     @property
     def done(self) -> bool:
@@ -226,5 +227,7 @@ def publish(step: Step, jobs: Sequence[Job], sizes: list[int], spent: float) -> 
 def _call(callback: Callable[[Any], object], value: Any) -> None:
     try:
         callback(value)
-    except Exception:  # a caller's mistake must not stop the work of others
+    except KeyboardInterrupt:  # not the callback's: it comes to the main thread wherever that is
+        raise
+    except BaseException:  # a caller's mistake must not stop the work of others
         log.exception("a callback of a job failed")

@@ -6,6 +6,7 @@ the next. At most one run is in its hands, so memory grows by one decoding and b
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -62,12 +63,22 @@ class Finisher:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "idgen-finish")
+        # Started now: later it might not start, and what was brought would be neither done nor refused.
+        self._thread = self._pool.submit(threading.current_thread).result()
         self._work: Future[None] | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller runs on this thread, and so must not wait for it."""
+        return threading.current_thread() is self._thread
 
     def submit(self, work: Callable[[], None]) -> None:
         """Start ``work``, which handles its own errors, once what was brought before is done."""
         self.wait()
-        self._work = self._pool.submit(work)
+        try:
+            self._work = self._pool.submit(work)
+        except RuntimeError:  # the program is ending: pools take no more, yet its other threads want their results
+            work()
 
     def wait(self) -> bool:
         """Wait until nothing is in work. Returns whether there was something."""

@@ -336,6 +336,92 @@ def test_a_bug_in_a_method_fails_the_request_and_the_engine_lives_on(caplog: pyt
     assert "failed unexpectedly" in caplog.text
 
 
+class Panic(BaseException):
+    """What a native library raises where its own code broke: no Exception."""
+
+
+@pytest.mark.parametrize("where", ["load", "denoise", "finish"])
+def test_a_panic_of_a_library_fails_its_requests_and_the_engine_lives_on(
+    where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, broken = tiny.shared(PIPELINE), True
+
+    def fragile(name: str) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if broken and name == where:
+                raise Panic("no unwrap today")
+            return getattr(whole, name)(*args, **options)
+
+        return call
+
+    class Fragile:
+        name, backbone, settings, order = PIPELINE, whole.backbone, whole.settings, whole.order
+        denoise, finish = staticmethod(fragile("denoise")), staticmethod(fragile("finish"))
+
+    def load(name: str) -> Any:
+        if broken and where == "load":
+            raise Panic("no unwrap today")
+        return Fragile()
+
+    with Engine(load) as engine:
+        jobs = [engine.submit(order(seed)) for seed in range(3)]
+        for job in jobs:
+            with pytest.raises(RuntimeError, match="Panic: no unwrap today"):
+                job.result(20)
+        broken = False
+        assert_same_pictures(engine.submit(order(1)).result(60), alone(order(1)))
+        assert engine.stats().failed == 3 and engine.stats().running == 0
+    assert "failed unexpectedly" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["closes", "exits"])
+def test_a_callback_may_close_the_engine_or_try_to_end_the_program_and_nobody_waits_forever(how: str) -> None:
+    engine = Engine(lambda name: tiny.shared(PIPELINE))
+    called = threading.Event()
+
+    def call(_: Any) -> None:
+        called.set()
+        if how == "exits":
+            raise SystemExit("a caller's mistake")
+        engine.close(drain=False)
+
+    first = engine.submit(order(0))
+    first.add_done_callback(call)
+    first.result(60)
+    assert called.wait(30)
+    if how == "exits":
+        assert len(engine.submit(order(1)).result(20)) == 1
+        late = engine.submit(order(2, steps=1000), deadline=0.05)
+        late.add_done_callback(call)
+        for job in (late, engine.submit(order(3, steps=1000), deadline=0.1)):
+            with pytest.raises(DeadlineExceeded):
+                job.result(20)
+    closing = threading.Thread(target=engine.close, kwargs={"drain": False}, daemon=True)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
+
+
+def test_a_subscriber_that_unsubscribes_as_it_is_let_go_holds_nobody_up(gate: Gate) -> None:
+    class Watcher:
+        def __call__(self, _: Progress) -> None: ...
+
+        def __del__(self) -> None:
+            self.leave()
+
+    def watch(job: Any) -> None:
+        watcher = Watcher()
+        watcher.leave = job.subscribe(watcher)  # type: ignore[attr-defined]
+
+    with Engine(gate) as engine:
+        job = engine.submit(order(0))
+        watch(job)
+        cancelling = threading.Thread(target=job.cancel, daemon=True)
+        cancelling.start()
+        cancelling.join(20)
+        assert not cancelling.is_alive()
+
+
 def test_cancelling_a_running_job_stops_the_sampler_within_two_steps() -> None:
     steps = 0
 

@@ -274,6 +274,23 @@ def test_halves_of_a_run_make_the_same_portraits_as_the_whole() -> None:
         assert_same_pictures(other, [np.asarray(p.image, np.int16) for p in one])
 
 
+def test_a_program_that_is_ending_still_gets_every_portrait_of_a_batch(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    watched.before_denoising = lambda seed: None if seed else wait_for(gate)
+    with Engine(lambda name: watched) as engine:  # type: ignore[arg-type,return-value]
+        jobs = [engine.submit(order(0))]
+        wait_until(lambda: jobs[0].state == "running")
+        jobs += [engine.submit(order(seed)) for seed in (1, 2)]
+        with monkeypatch.context() as patch:
+            # As at the end of the main thread, while others still wait for portraits: no pool takes anything more.
+            patch.setattr("concurrent.futures.thread._shutdown", True)
+            gate.set()
+            for seed, job in enumerate(jobs):
+                assert_same_pictures(job.result(20), alone(order(seed)))
+
+
 def test_a_finisher_does_one_thing_at_a_time_in_order() -> None:
     finisher, done = Finisher(), []
     assert not finisher.wait()
