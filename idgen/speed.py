@@ -13,8 +13,8 @@ from typing import Any
 from idgen.errors import BadRequest
 from idgen.few_step import FEW_STEP
 
-COMPILE = (None, "regional", "full")
-QUANTISE = (None, "int8", "fp8")
+COMPILE = ("regional", "full")
+QUANTISE = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Levers:
                 raise BadRequest(f"{name} is {getattr(self, name)}; it is a share of the steps, 0 to 1.", name)
         if self.cache_every < 1:
             raise BadRequest(f"cache_every is {self.cache_every}; it counts steps, 1 or more.", "cache_every")
-        for name, allowed in (("compile", COMPILE), ("quantise", QUANTISE), ("few_step", (None, *FEW_STEP))):
-            if getattr(self, name) not in allowed:
-                raise BadRequest(f"{name} is {getattr(self, name)!r}; choose one of {_list(allowed)}.", name)
-
+        for name, allowed in (("compile", COMPILE), ("quantise", QUANTISE), ("few_step", tuple(FEW_STEP))):
+            if getattr(self, name) not in (None, *allowed):
+                said = f"{name} is {getattr(self, name)!r}; choose {_list(allowed)}, or leave it out."
+                raise BadRequest(said, name)
         if self.compile == "full" and self.cache_every > 1:
             raise BadRequest(
                 "compile='full' keeps a CUDA graph of the whole network, which cannot skip blocks: "
@@ -115,6 +115,17 @@ PRESETS = {
 """``fast`` stays near the exact picture; ``turbo`` keeps the person and the prompt, not every detail."""
 
 
+def preset(name: str) -> Levers:
+    """The levers of a preset, which is all that a command line or a settings file can name.
+
+    Raises:
+        BadRequest: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise BadRequest(f"speed is {name!r}; choose {_list(tuple(PRESETS))}.", "speed")
+    return PRESETS[name]
+
+
 def choose_levers(speed: str | Levers, few_step: str | None = None) -> Levers:
     """A preset by name, or levers as they are; ``few_step``, where it is given, takes the place of theirs.
 
@@ -123,10 +134,11 @@ def choose_levers(speed: str | Levers, few_step: str | None = None) -> Levers:
     """
     if not isinstance(speed, Levers):
         if speed not in PRESETS:
-            raise BadRequest(f"speed is {speed!r}; choose {', '.join(PRESETS)}, or give idgen.speed.Levers.", "speed")
+            said = f"speed is {speed!r}; choose {_list(tuple(PRESETS))}, or give levers as idgen.speed.Levers(...)."
+            raise BadRequest(said, "speed")
         speed = PRESETS[speed]
     return speed if few_step is None else speed.change(few_step=few_step)
 
 
-def _list(values: tuple[Any, ...]) -> str:
-    return ", ".join("None" if value is None else repr(value) for value in values)
+def _list(values: tuple[str, ...]) -> str:
+    return f"{', '.join(values[:-1])} or {values[-1]}"

@@ -67,13 +67,28 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
         (["generate", "x", "--out", "/proc/a.png"], "/proc"),
         (["generate", str(ADA), "x", "--out", str(ADA)], "is the photo itself"),
         (["generate", "x", "--seed", "soon"], "seed"),
-        (["generate", "x", "--few-step", "lightening"], "'lcm', 'lightning-4', 'hyper-sd-8', 'dmd2'"),
-        (["generate", "x", "--speed", "ludicrous"], "exact, fast, turbo"),
-        (["batch", "x.txt", "--out", "o", "--few-step", "lightening"], "'lcm', 'lightning-4', 'hyper-sd-8', 'dmd2'"),
-        (["batch", "x.txt", "--out", "o", "--speed", "ludicrous"], "exact, fast, turbo"),
-        (["serve", "--few-step", "lightening"], "'lcm', 'lightning-4', 'hyper-sd-8', 'dmd2'"),
-        (["demo", "--speed", "ludicrous"], "exact, fast, turbo"),
+        (
+            ["generate", "x", "--few-step", "lightening"],
+            "choose lcm, lightning-4, hyper-sd-8 or dmd2, or leave it out.",
+        ),
+        (["generate", "x", "--speed", "ludicrous"], "choose exact, fast or turbo.\n"),
+        (
+            ["batch", "x.txt", "--out", "o", "--few-step", "lightening"],
+            "choose lcm, lightning-4, hyper-sd-8 or dmd2, or leave it out.",
+        ),
+        (["batch", "x.txt", "--out", "o", "--speed", "ludicrous"], "choose exact, fast or turbo.\n"),
+        (["serve", "--few-step", "lightening"], "choose lcm, lightning-4, hyper-sd-8 or dmd2, or leave it out."),
+        (["demo", "--speed", "ludicrous"], "choose exact, fast or turbo.\n"),
         (["weights", "path", "instantidd"], "instantid"),
+        (["weights", "convert", "nowhere", "copy"], "no file or folder nowhere"),
+        (["weights", "pul"], "See: idgen weights --help"),
+        (["weights", "pull"], "Missing argument 'names'. See: idgen weights pull --help"),
+        (["faces", "nobody.png"], "nobody.png"),
+        (["identity", "show", "nobody.safetensors"], "nobody.safetensors"),
+        (["doctor", "--now"], "No such option: --now. See: idgen doctor --help"),
+        (["bench", "--suite", "best"], "'--suite': 'best' is not one of"),
+        (["demo", "--port", "x"], "See: idgen demo --help"),
+        (["pipelines", "all"], "See: idgen pipelines --help"),
     ],
 )
 def test_bad_input_gets_one_error_exit_code_2_and_no_traceback(
@@ -88,6 +103,7 @@ def test_bad_input_gets_one_error_exit_code_2_and_no_traceback(
     shown = capfd.readouterr().err
     assert done.value.code == 2, shown
     assert words in shown and "Traceback" not in shown
+    assert shown.splitlines()[-1].startswith("idgen: error: ") and shown.count("rror:") == 1
     assert not list(tmp_path.iterdir()), "nothing half written"
 
 

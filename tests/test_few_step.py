@@ -19,7 +19,7 @@ from idgen.few_step import FEW_STEP
 from idgen.pipeline import Pipeline
 from idgen.prepare import prepare
 from idgen.schedulers import make_scheduler
-from idgen.speed import Levers
+from idgen.speed import Levers, choose_levers, preset
 from idgen.weights.manifest import load_manifest
 from tests import tiny
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_merged_is_refused_with_the_cure(
     lora(backbone, here, "diffusers")
     with pytest.raises(BadRequest, match="lcm"):
         prepare(tiny.backbone("sd15"), [], Levers(few_step="dmd2"))
-    with pytest.raises(BadRequest, match="choose one of None, 'lcm'"):
+    with pytest.raises(BadRequest, match="choose lcm, lightning-4, hyper-sd-8 or dmd2, or leave it out"):
         Levers(few_step="warp")
     with monkeypatch.context() as patch:
         patch.setenv("IDGEN_COMMERCIAL_ONLY", "1")
@@ -165,6 +165,13 @@ def test_what_cannot_be_merged_is_refused_with_the_cure(
     user.load_lora(here)
     with pytest.raises(BadRequest, match="user LoRAs"):
         prepare(user, [], Levers(few_step="lcm"))
+
+
+def test_only_who_writes_python_is_told_of_levers() -> None:
+    with pytest.raises(BadRequest, match=r"exact, fast or turbo, or give levers as idgen\.speed\.Levers"):
+        choose_levers("quick")
+    with pytest.raises(BadRequest, match=r"choose exact, fast or turbo\.$"):
+        preset("quick")
 
 
 def test_a_lora_that_is_not_here_names_the_command_that_gets_it(

@@ -101,21 +101,36 @@ def options(
     """Identity-preserving portraits: one photo and a prompt in, portraits out that stay recognisably that person."""
 
 
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""click's class, or the one of typer's own copy of click: newer versions of typer have one."""
+
+
+def complain(message: object) -> None:
+    """Print an error, as every command does."""
+    print(f"idgen: error: {message}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; an :class:`IdgenError` becomes one line on stderr and exit code 2."""
+    """Run the command line; an :class:`IdgenError` or a wrong option becomes one line on stderr and exit code 2."""
     import logging
 
     logging.basicConfig(format="idgen: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
-        app(args=arguments, prog_name="idgen")
+        code = app(args=arguments, prog_name="idgen", standalone_mode=False)
+    except UsageError as error:
+        if said := error.format_message():  # without any argument the help was shown, and there is nothing to add
+            where = error.ctx.command_path if error.ctx else "idgen"
+            complain(f"{said.replace('Value error, ', '').rstrip('.')}. See: {where} --help")
+        raise SystemExit(2) from None
     except Cancelled as error:
         print(f"idgen: {error}", file=sys.stderr)
         raise SystemExit(130) from None
     except IdgenError as error:
-        print(f"idgen: error: {error}", file=sys.stderr)
+        complain(error)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("idgen: interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(0) from None
+    raise SystemExit(code or 0)

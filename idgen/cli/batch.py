@@ -67,9 +67,9 @@ def batch(
     from idgen.batch import render_batch
     from idgen.batch.names import TEMPLATE
     from idgen.errors import BadRequest
-    from idgen.speed import Levers, choose_levers
+    from idgen.speed import Levers, choose_levers, preset
 
-    levers = choose_levers(speed or "exact", few_step)
+    levers = choose_levers(preset(speed or "exact"), few_step)
     if out is None and not dry_run:
         raise BadRequest("say where the results go: --out FOLDER (or --dry-run to check the file only).", "out")
     fields = {

@@ -34,9 +34,9 @@ def demo(
         )
     from idgen.demo.app import launch
     from idgen.engine import Engine
-    from idgen.speed import choose_levers
+    from idgen.speed import choose_levers, preset
 
-    levers = choose_levers(speed or "exact", few_step)
+    levers = choose_levers(preset(speed or "exact"), few_step)
     settings: dict[str, Any] = {"base": base, "device": device, "dtype": dtype, "speed": levers}
     with Engine({name: value for name, value in settings.items() if value is not None}, queue_size=queue) as engine:
         try:

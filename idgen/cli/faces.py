@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from idgen.cli import complain
 from idgen.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def faces(
         if not isinstance(found, list):
             failed = True
             reports.append({"photo": str(photo), "faces": [], "error": str(found)})
-            typer.echo(f"error: {found}", err=True)
+            complain(found)
             continue
         report = _report(photo, found, extractor)
         reports.append(report)

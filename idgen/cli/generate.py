@@ -71,7 +71,7 @@ def generate(
 
     idgen generate ada.jpg "oil painting of an astronaut" -n 4 --seed 7
     """
-    from idgen.speed import choose_levers
+    from idgen.speed import choose_levers, preset
 
     fields: dict[str, Any] = {
         "n": n,
@@ -99,13 +99,13 @@ def generate(
         "device": device,
         "dtype": dtype,
         "attention": attention,
-        "speed": choose_levers(speed or "exact", few_step),
+        "speed": choose_levers(preset(speed or "exact"), few_step),
         "offload": offload,
         "vae_tiling": vae_tiling,
     }
     if like is not None:
         pipeline, fields, settings, who, prompt = _from_portrait(like, pipeline, fields, settings, inputs or [])
-        settings["speed"] = choose_levers(speed or _recorded_levers(like), few_step)
+        settings["speed"] = choose_levers(preset(speed) if speed else _recorded_levers(like), few_step)
     else:
         who, prompt = _split(inputs or [])
     _check_target(out, inputs or [])

@@ -44,7 +44,7 @@ def create(
         warnings.simplefilter("always", UserWarning)
         made = Identity.from_photos(photos, extractor, pick=wanted, name=name)
     for warning in caught:
-        typer.echo(f"warning: {warning.message}", err=True)
+        typer.echo(f"idgen: {warning.message}", err=True)
     _save(made, out, as_json)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from idgen.cli import complain
 from idgen.errors import IdgenError
 
 app = typer.Typer(name="weights", help="List, download, check, convert and carry model weights.", no_args_is_help=True)
@@ -20,7 +21,7 @@ Name = Annotated[str, typer.Argument(help="A name from: idgen weights list.")]
 
 def _fail(error: IdgenError) -> typer.Exit:
     """Print an error as one message; exit code 2 says that it is about the user's input or machine."""
-    typer.echo(f"Error: {error}", err=True)
+    complain(error)
     return typer.Exit(2)
 
 

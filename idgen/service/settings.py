@@ -16,7 +16,7 @@ from pydantic_settings import (
 )
 
 from idgen.errors import BadRequest
-from idgen.speed import choose_levers
+from idgen.speed import choose_levers, preset
 
 Words = Annotated[tuple[str, ...], NoDecode]
 
@@ -100,7 +100,7 @@ class ServiceSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _known_levers(self) -> ServiceSettings:
-        choose_levers(self.speed, self.few_step)
+        choose_levers(preset(self.speed), self.few_step)
         return self
 
     @field_validator("aliases", mode="after")
