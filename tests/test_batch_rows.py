@@ -76,6 +76,15 @@ def test_csv_takes_any_usual_delimiter_empty_cells_and_cells_of_several_lines(tm
     assert read(tmp_path, "b.csv", "prompt;seed\na, b;3\n") == [(1, 2, {"prompt": "a, b", "seed": "3"})]
 
 
+def test_blank_lines_before_a_csv_header_are_skipped_and_counted(tmp_path: Path) -> None:
+    for blank in ("\n", "\n \n", ",,\r\n", ";\n"):
+        rows = read(tmp_path, "a.csv", f"{blank}prompt,seed\na,3\nb,4,5\n")
+        begin = blank.count("\n") + 2
+        assert rows[0] == (1, begin, {"prompt": "a", "seed": "3"})
+        assert rows[1][1] == begin + 1 and "3 cells" in str(rows[1][2])
+    assert read(tmp_path, "b.csv", "\n,,\n") == []
+
+
 def test_a_csv_line_with_too_many_cells_says_to_quote_commas(tmp_path: Path) -> None:
     rows = read(tmp_path, "a.csv", "prompt,seed\na,b,3\ngood,4\n")
     assert "quotes around commas" in rows[0][2] and rows[1][2] == {"prompt": "good", "seed": "4"}

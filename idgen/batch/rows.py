@@ -150,15 +150,17 @@ def _flags(text: str) -> dict[str, Any] | BadRequest:
 
 
 def _csv(lines: io.TextIOWrapper) -> Iterator[Entry]:
-    """The first line names the fields; an empty cell is a field not given."""
-    header = lines.readline()
-    if not header.strip():
+    """The first line that is not blank names the fields; an empty cell is a field not given."""
+    for first, header in enumerate(lines, 1):
+        if header.strip(" \t,;\r\n"):  # of a blank row spreadsheets write the delimiters
+            break
+    else:
         return
     delimiter = max(",;\t", key=header.count)
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        line = reader.line_num + 2
+        line = first + reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
