@@ -24,6 +24,8 @@ LONGEST = 1 << 20
 
 Entry = tuple[int, "dict[str, Any] | BadRequest"]
 _FLAG = re.compile(r"(?:^|\s)--(?=[A-Za-z])")
+_BLANK = " \t,;\r\n"
+"""What a blank line of a CSV file is made of: spreadsheets write the delimiters of an empty row."""
 _SECTION = re.compile(r"([A-Za-z_]+)\s*:(?:\s|$)")
 
 
@@ -151,10 +153,9 @@ def _flags(text: str) -> dict[str, Any] | BadRequest:
 
 def _csv(lines: io.TextIOWrapper) -> Iterator[Entry]:
     """The first line that is not blank names the fields; an empty cell is a field not given."""
-    for first, header in enumerate(lines, 1):
-        if header.strip(" \t,;\r\n"):  # of a blank row spreadsheets write the delimiters
-            break
-    else:
+    named = ((number, text) for number, text in enumerate(lines, 1) if text.strip(_BLANK))
+    first, header = next(named, (0, ""))
+    if not header:
         return
     delimiter = max(",;\t", key=header.count)
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
