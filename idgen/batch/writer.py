@@ -20,7 +20,7 @@ class Writer:
         """written: called after each outcome is durable, on the writer's thread. depth: outcomes that may wait;
         beyond it `put` blocks, so that memory stays flat when the disk is slower than the renderer."""
         self.folder, self.written = folder, written
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._queue: queue.Queue[Outcome | None] = queue.Queue(depth)
         self._thread = threading.Thread(target=self._run, name="idgen-batch-writer", daemon=True)
 
@@ -47,7 +47,7 @@ class Writer:
             if self.error is None and ready:  # after an error the queue is only emptied, so that `put` never hangs
                 try:
                     self._write(ready)
-                except Exception as error:
+                except BaseException as error:  # also a panic of a library that encodes: `put` has to raise it
                     self.error = error
             if outcomes[-1] is None:
                 return

@@ -1,0 +1,53 @@
+"""Nobody waits forever: for a thread that has died, a process that has failed, or a lock that nobody gives back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from idgen.batch.results import Outcome
+from idgen.batch.storage import LocalFolder
+from idgen.batch.writer import Writer
+
+
+class Panic(BaseException):
+    """What a native library raises where its own code broke: no Exception."""
+
+
+def ends(work: Any, seconds: float = 30) -> Any:
+    """What work returns or raises; a failure where it does not end."""
+    came: list[Any] = []
+
+    def run() -> None:
+        try:
+            came.append(work())
+        except BaseException as error:
+            came.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert came, "it waits forever"
+    return came[0]
+
+
+def test_a_panic_while_a_batch_writes_reaches_the_batch(tmp_path: Path) -> None:
+    class Broken(LocalFolder):
+        def append(self, lines: list[bytes]) -> None:
+            raise Panic("no unwrap today")
+
+    class Failed(Outcome):
+        def record(self) -> dict[str, Any]:
+            return {}
+
+    def write() -> None:
+        with Writer(Broken(tmp_path), lambda _: None, depth=1) as writer:
+            for _ in range(100):
+                writer.put(Failed(None, 0.0, error="anything"))  # type: ignore[arg-type]
+                time.sleep(0.001)
+
+    assert isinstance(ends(write), Panic)
