@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from idgen.batch.results import Outcome
 from idgen.batch.storage import LocalFolder
 from idgen.batch.writer import Writer
+from idgen.training import workers
 
 
 class Panic(BaseException):
@@ -51,3 +54,16 @@ def test_a_panic_while_a_batch_writes_reaches_the_batch(tmp_path: Path) -> None:
                 time.sleep(0.001)
 
     assert isinstance(ends(write), Panic)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for a worker is a shell script: run it on Linux or macOS")
+def test_a_training_worker_that_fails_ends_those_that_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = tmp_path / "worker"
+    worker.write_text('#!/bin/sh\n[ "$RANK" = 1 ] && exit 3\nexec sleep 1000\n')
+    worker.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(worker))
+        raised = ends(lambda: workers.launch(["--stage", "any"], 3))
+    assert isinstance(raised, RuntimeError) and "3" in str(raised)

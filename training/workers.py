@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,10 +78,13 @@ def launch(arguments: Sequence[str], count: int) -> None:
     command = [sys.executable, "-m", "idgen.training", *arguments]
     running = [subprocess.Popen(command, env={**common, "RANK": str(rank)}) for rank in range(count)]
     try:
-        codes = [p.wait() for p in running]
+        # Not one after the other: those that wait for one that has failed would go on waiting for half an hour.
+        while not any(codes := [p.poll() for p in running]) and None in codes:
+            time.sleep(0.1)
     finally:
         for p in running:
-            if p.poll() is None:
-                p.terminate()
+            p.terminate()
+        for p in running:
+            p.wait()
     if any(codes):
         raise RuntimeError(f"training workers ended with codes {codes}: {' '.join(arguments)}")
