@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from idgen.batch.results import Outcome
 from idgen.batch.storage import LocalFolder
 from idgen.batch.writer import Writer
+from idgen.errors import IdgenError
 from idgen.training import workers
+from idgen.weights import records
 
 
 class Panic(BaseException):
@@ -67,3 +70,25 @@ def test_a_training_worker_that_fails_ends_those_that_wait_for_it(
         patch.setattr(sys, "executable", str(worker))
         raised = ends(lambda: workers.launch(["--stage", "any"], 3))
     assert isinstance(raised, RuntimeError) and "3" in str(raised)
+
+
+def test_a_lock_that_is_never_given_back_is_an_error_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "PATIENCE", 0.1, raising=False)
+    guard = tmp_path / ".install.guard"
+    holder = FileLock(guard)
+    holder.acquire()
+    try:
+
+        def wait() -> None:
+            from idgen.weights.store import Store
+
+            with Store(tmp_path)._one_at_a_time():
+                pass
+
+        raised = ends(wait)
+        assert isinstance(raised, IdgenError) and str(guard) in str(raised) and "delete it" in str(raised)
+    finally:
+        holder.release()
+    assert ends(wait) is None

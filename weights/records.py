@@ -10,17 +10,20 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from idgen.errors import BadWeights
+from idgen.errors import BadWeights, IdgenError
 from idgen.weights.manifest import Entry
 from idgen.weights.sniff import refuse_mislabelled
 
 CHUNK = 4 << 20  # bytes
+PATIENCE = 60.0  # seconds; what is done under a guard file takes a moment
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,28 @@ def make_record(entry: Entry, found: Located) -> Record:
     return Record(entry.source, found.commit, datetime.now(timezone.utc).isoformat(timespec="seconds"), files)
 
 
+@contextmanager
+def alone(guard: Path) -> Iterator[None]:
+    """Hold off other processes that want the same guard file, for work that takes a moment.
+
+    Raises:
+        IdgenError: another one has held it for a minute.
+    """
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock
+
+    with ExitStack() as held:
+        try:
+            held.enter_context(WeakFileLock(guard, timeout=PATIENCE))
+        except Timeout:
+            # Where a drive knows no locks, the file itself is the lock, and a killed process leaves it for ever.
+            raise IdgenError(
+                f"{guard} has been locked by another program for {PATIENCE:g} s. Stop that one and run again; if there "
+                "is none, a killed one has left the file: delete it."
+            ) from None
+        yield
+
+
 class LockFile:
     """The JSON file of records, by entry name."""
 
@@ -98,10 +123,8 @@ class LockFile:
 
     def put(self, name: str, record: Record | None) -> None:
         """Write (or with None remove) a record. Safe against other processes that write at the same time."""
-        from huggingface_hub.utils import WeakFileLock
-
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(self.path.with_name(f".{self.path.name}.guard")):
+        with alone(self.path.with_name(f".{self.path.name}.guard")):
             records = self.read()
             if record is None:
                 records.pop(name, None)

@@ -283,9 +283,7 @@ class Store:
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
         """Hold off other processes that install into this store."""
-        from huggingface_hub.utils import WeakFileLock
-
-        with WeakFileLock(self.root / ".install.guard"):
+        with records.alone(self.root / ".install.guard"):
             yield
 
     @contextmanager
