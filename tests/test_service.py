@@ -12,8 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 
+from idgen.engine import Engine
 from idgen.faces import FaceExtractor
+from idgen.service.app import create_app
+from idgen.service.settings import ServiceSettings
 from tests import facepacks, tiny
 from tests.serving import FACEID, PLAIN, Running, photo, picture, png, running, same, wait_until
 
@@ -138,6 +142,18 @@ def test_health_readiness_and_metrics_tell_the_truth(client: httpx.Client, serve
     assert 'idgen_http_requests_total{method="POST",route="/v1/portraits",status="200"}' in text
     assert f"idgen_batch_images_count {sum(server.engine.stats().batch_sizes.values()):.1f}" in text
     assert "idgen_queue_length 0.0" in text
+
+
+def test_a_panic_while_the_models_load_is_said_and_not_waited_for_forever(tmp_path: Path) -> None:
+    class Panic(BaseException): ...
+
+    def load(name: str) -> Any:
+        raise Panic("no unwrap today")
+
+    engine = Engine(load)
+    app = create_app(ServiceSettings(pipelines=(PLAIN,), demo=False, identities_folder=tmp_path), engine)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        wait_until(lambda: "could not be loaded" in client.get("/readyz").json()["reason"])
 
 
 def test_a_full_queue_answers_429_with_retry_after_and_readyz_says_so(tmp_path: Path) -> None:

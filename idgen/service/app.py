@@ -89,7 +89,7 @@ def _load(service: Service) -> None:
         service.load()
     except IdgenError as error:
         log.error("the models could not be loaded: %s", error)
-    except Exception as error:
+    except BaseException as error:  # also a panic of a library: else the service would say for ever that it loads
         service.problem = "the models could not be loaded; the log says why."
         log.exception("the models could not be loaded: %s", error)
 
