@@ -170,6 +170,16 @@ def test_a_flipped_byte_in_the_hub_cache_is_repaired(store: Store, world: World)
     assert all(check.status == "ok" for check in store.verify("two"))
 
 
+def test_a_flipped_byte_in_a_single_file_is_repaired(store: Store, world: World) -> None:
+    store.pull("one", accept_licence=True, progress=False)
+    blob = store.path("one").resolve()
+    blob.chmod(0o644)
+    blob.write_bytes(b"c" + blob.read_bytes()[1:])
+    assert [check.status for check in store.verify("one")] == ["changed"]
+    store.pull("one", progress=False, force=True)
+    assert [check.status for check in store.verify("one")] == ["ok"]
+
+
 def test_a_file_of_another_size_is_never_handed_out(store: Store, world: World) -> None:
     store.pull("pack", accept_licence=True, progress=False)
     with (store.path("pack") / "det.onnx").open("ab") as file:
@@ -237,6 +247,15 @@ def test_a_source_that_changed_is_refused_until_told(store: Store, world: World,
     assert store.hashes("pack") != before and all(check.status == "ok" for check in store.verify())
 
 
+def test_what_is_removed_is_forgotten_and_may_come_back_different(store: Store, world: World, tmp_path: Path) -> None:
+    store.pull("pack", accept_licence=True, progress=False)
+    assert store.remove("pack") and not store.remove("pack")
+    assert not store.has("pack") and not store.hashes("pack") and not (store.root / "models" / "pack").exists()
+    world.zip = make_zip(tmp_path / "new.zip", {"det.onnx": b"other", "rec.onnx": b"other"}).read_bytes()
+    store.pull("pack", accept_licence=True, progress=False)
+    assert all(check.ok for check in store.verify("pack"))
+
+
 def test_offline_works_with_what_is_here(store: Store, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
@@ -247,6 +266,8 @@ def test_offline_works_with_what_is_here(store: Store, world: World, monkeypatch
     (store.root / "weights.lock.json").unlink()  # as after `hf download` by hand: no record
     assert store.has("one") and store.path("pack").is_dir()
     assert sorted(store.present()) == ["one", "pack"]
+    assert store.pull("one", progress=False).is_file() and not store.hashes("two")
+    assert set(store.hashes("one")) == {"one.bin"} and len(store.hashes("pack")) == 2, "a pull records what it finds"
     with pytest.raises(WeightsMissing, match="HF_HUB_OFFLINE is set"):
         store.pull("two", progress=False)
     store.remove("pack")

@@ -63,6 +63,25 @@ def test_links_and_special_files_are_refused(tmp_path: Path, mode: int) -> None:
     assert not (tmp_path / "into").exists()
 
 
+def test_an_encrypted_zip_is_refused_as_such(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "locked.zip", {"a": b"secret"})
+    body = bytearray(path.read_bytes())
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        body[body.index(header) + flags] |= 1
+    path.write_bytes(bytes(body))
+    with pytest.raises(BadWeights, match="'a' is encrypted"):
+        unzip(path, tmp_path / "into")
+    assert not (tmp_path / "into").exists()
+
+
+def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "p.zip", {"a.onnx": b"a"})
+    (tmp_path / "into").mkdir()
+    with pytest.raises(BadWeights, match="already there"):
+        unzip(path, tmp_path / "into")
+    assert not list((tmp_path / "into").iterdir())
+
+
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = make_zip(tmp_path / "bomb.zip", {f"{i}": bytes(4 << 20) for i in range(4)})
     with pytest.raises(BadWeights, match="at most"):

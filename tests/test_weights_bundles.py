@@ -55,6 +55,37 @@ def test_a_bundle_brings_weights_to_a_machine_without_network(
     assert all(check.status == "ok" for check in other.verify()) and not leftovers(other)
 
 
+@pytest.mark.parametrize("name", ["carry", "carry.zip"])
+def test_one_entry_is_taken_out_of_a_bundle(store: Store, world: World, tmp_path: Path, name: str) -> None:
+    store.pull("one", accept_licence=True, progress=False)
+    store.pull("two", progress=False)
+    out, other = store.bundle(["one", "two"], tmp_path / name), Store(tmp_path / "other")
+    assert other.add(out, "two") == ["two"]
+    assert sorted(other.lock.read()) == ["two"] and sorted(p.name for p in (other.root / "models").iterdir()) == ["two"]
+    with pytest.raises(BadRequest, match="no 'gone'; it has pack, one, two") as refused:
+        other.add(out, "gone")
+    assert refused.value.field == "name"
+
+
+def test_what_a_killed_bundle_left_is_not_carried_along(store: Store, world: World, tmp_path: Path) -> None:
+    store.pull("two", progress=False)
+    (tmp_path / ".carry.part").mkdir()
+    (tmp_path / ".carry.part" / "left").write_bytes(b"x")
+    bundle = store.bundle(["two"], tmp_path / "carry")
+    assert sorted(path.name for path in bundle.iterdir()) == ["idgen-bundle.json", "two"]
+    assert not (tmp_path / ".carry.part").exists()
+
+
+def test_damaged_weights_are_not_bundled(store: Store, world: World, tmp_path: Path) -> None:
+    store.pull("two", progress=False)
+    blob = (store.path("two") / "b.bin").resolve()
+    blob.chmod(0o644)
+    blob.write_bytes(b"c" + blob.read_bytes()[1:])
+    with pytest.raises(BadWeights, match=r"b\.bin differs from what was first downloaded"):
+        store.bundle(["two"], tmp_path / "carry")
+    assert not list(tmp_path.glob("*carry*"))
+
+
 def test_damaged_and_hostile_bundles(store: Store, world: World, tmp_path: Path) -> None:
     store.pull("two", progress=False)
     bundle = store.bundle(["two"], tmp_path / "carry")
@@ -70,6 +101,10 @@ def test_damaged_and_hostile_bundles(store: Store, world: World, tmp_path: Path)
     refused("damaged")
     (bundle / "two" / "two" / "b.bin").unlink()
     refused("lacks")
+    (tmp_path / "elsewhere").write_bytes(HUB_FILES["two/b.bin"])
+    (bundle / "two" / "two" / "b.bin").symlink_to(tmp_path / "elsewhere")
+    refused("lacks")
+    (bundle / "two" / "two" / "b.bin").unlink()
     (bundle / "two" / "two" / "b.bin").write_bytes(HUB_FILES["two/b.bin"])
     for path in ("../../x", "/etc/passwd"):
         evil = json.loads(json.dumps(index))
