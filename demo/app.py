@@ -23,9 +23,9 @@ from idgen.demo.panels import HEADER
 from idgen.demo.session import Session
 
 if TYPE_CHECKING:
+    from idgen.demo.limits import Limits
     from idgen.engine import Engine
     from idgen.faces import FaceExtractor
-    from idgen.request import Request
 
 MAX_UPLOAD = "30mb"
 SWEEP = (600, 7200)
@@ -39,8 +39,7 @@ def build(
     base: str | None = None,
     ready: Collection[str] | None = None,
     extractor: Callable[[], FaceExtractor] | None = None,
-    check: Callable[[Request], object] = lambda _: None,
-    deadline_s: float | None = None,
+    limits: Limits | None = None,
 ) -> gr.Blocks:
     """Build the page.
 
@@ -49,19 +48,18 @@ def build(
         base: the base model that the engine loads, which decides what pipelines can be offered; ``None``: any.
         ready: names of pipelines that the engine can run whatever the weights manifest says.
         extractor: finds the faces in the photos; the default one if ``None``.
-        check: raises BadRequest for a request that the server does not allow; asked before each is queued.
-        deadline_s: seconds after which a request is given up; ``None``: never.
+        limits: what the server allows; ``None``: whatever the library does.
     """
     from idgen.api import default_extractor
     from idgen.demo.batch import batch_tab
     from idgen.demo.compare import compare_tab
     from idgen.demo.create import create_tab
     from idgen.demo.history import history_tab
-    from idgen.demo.limits import LimitedEngine
+    from idgen.demo.limits import LimitedEngine, Limits
     from idgen.demo.offers import offers
     from idgen.demo.uploads import Blocks
 
-    limited = LimitedEngine(engine, check, deadline_s)
+    limited = LimitedEngine(engine, limits or Limits())
     with Blocks(title="idgen", analytics_enabled=False, delete_cache=SWEEP, fill_width=True) as blocks:
         state = gr.State(Session(), delete_callback=Session.close)
         page = Page(limited, offers(base, ready), extractor or default_extractor, state)

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from idgen.demo import panels, prompts
-from idgen.demo.orders import look, person
+from idgen.demo.orders import person
 from idgen.demo.page import QUIET, Page
 from idgen.demo.session import Session
 from idgen.demo.work import toasts
@@ -87,14 +87,14 @@ def batch_tab(page: Page) -> None:
                     raise BadRequest("upload a prompt file first, or take the example.", "file")
                 if not name:
                     raise BadRequest("no pipeline can run here: its weights are missing.", "pipeline")
-                sittings = look(session, page_photos, page.extractor()) if page_photos else []
+                sittings = page.look(session, page_photos)
                 items = prompts.read(
                     path,
                     {Path(each).name: each for each in uploads or []},
                     lambda wanted: person(sittings, page.offer(wanted)),
                     name,
                     ready,
-                    page.engine.check,
+                    page.engine.limits,
                 )
                 folder = session.new_folder("batch")
                 for state in prompts.render(session, page.engine, items, folder):

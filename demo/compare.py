@@ -9,7 +9,7 @@ import gradio as gr
 
 from idgen.demo import panels
 from idgen.demo.create import Create
-from idgen.demo.orders import look, person, roll
+from idgen.demo.orders import person, roll
 from idgen.demo.page import QUIET, Page
 from idgen.demo.session import Session, Shot
 from idgen.demo.styles import styles
@@ -72,7 +72,7 @@ def compare_tab(page: Page, tab: gr.Tab, create: Create) -> None:
             with toasts():
                 if not chosen:
                     raise BadRequest("tick at least one pipeline.", "pipeline")
-                sittings = look(session, photos, page.extractor()) if photos else []
+                sittings = page.look(session, photos)
                 words, negative = (styles().get(style) or next(iter(styles().values()))).apply(prompt, "")
                 for i, name in enumerate(chosen, 1):
                     offer = page.offer(name)

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from idgen.demo import panels
-from idgen.demo.orders import Settings, look, make_request, roll, variation
+from idgen.demo.orders import Settings, make_request, roll, variation
 from idgen.demo.page import QUIET, Page
 from idgen.demo.session import Session
 from idgen.demo.styles import SIZES, styles
@@ -124,8 +124,11 @@ def create_tab(page: Page) -> Create:
 
         def make() -> Request:
             offer = page.offer(wanted.pipeline)
-            sittings = look(session, photos, page.extractor()) if photos else []
-            return make_request(sittings, offer, page.engine, wanted)
+            sittings = page.look(session, photos)
+            request = make_request(sittings, offer, page.engine, wanted)
+            if request.pose is not None:
+                page.engine.limits.photo(request.pose)
+            return request
 
         yield from run(session, make, f"Painting with {wanted.pipeline}")
 

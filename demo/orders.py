@@ -13,7 +13,7 @@ from idgen.errors import BadRequest, NoFaceFound
 from idgen.request import Request
 
 if TYPE_CHECKING:
-    from idgen.demo.limits import LimitedEngine
+    from idgen.demo.limits import LimitedEngine, Limits
     from idgen.demo.offers import Offer
     from idgen.demo.session import Session, Shot
     from idgen.faces import FaceExtractor
@@ -44,14 +44,16 @@ class Settings:
     pose: str | None
 
 
-def look(session: Session, photos: Sequence[Any] | None, extractor: FaceExtractor) -> list[Sitting]:
+def look(session: Session, photos: Sequence[Any] | None, extractor: FaceExtractor, limits: Limits) -> list[Sitting]:
     """The photos with their faces; those seen before keep the face that was picked.
 
-    photos: what a Gradio gallery gives: paths, or (path, caption).
+    photos: what a Gradio gallery gives: paths, or (path, caption). Raises BadRequest for too many, BadImage for one
+    that is no photo or too large.
     """
     paths = [photo if isinstance(photo, str) else photo[0] for photo in photos or []]
+    limits.count(len(paths))
     known = {each.path: each for each in session.sittings}
-    session.sittings = [known.get(path) or Sitting.open(path, extractor) for path in paths]
+    session.sittings = [known.get(path) or Sitting.open(path, extractor, limits) for path in paths]
     session.shown = min(session.shown, max(0, len(paths) - 1))
     return session.sittings
 

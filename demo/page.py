@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -41,6 +41,10 @@ class Page:
 
         method(name)
         return next(offer for offer in self.offers if offer.name == name)
+
+    def look(self, session: Session, photos: Sequence[Any] | None) -> list[Sitting]:
+        """The faces in the photos of the page's gallery, as :func:`idgen.demo.orders.look`."""
+        return look(session, photos, self.extractor(), self.engine.limits) if photos else []
 
     @property
     def ready(self) -> list[Offer]:
@@ -113,7 +117,7 @@ def person_panel(page: Page) -> None:
         yield gr.skip(), gr.skip(), "Looking for faces …"
         try:
             with toasts():
-                look(session, photos, page.extractor())
+                page.look(session, photos)
         except gr.Error:
             session.sittings = []
             yield _faces(session)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from idgen.images import open_photo
+from idgen.demo.limits import Limits
 
 if TYPE_CHECKING:
     from idgen.faces import Face, FaceExtractor
@@ -36,11 +36,11 @@ class Sitting:
     _alone: tuple[int, Image.Image] | None = None
 
     @classmethod
-    def open(cls, path: str, extractor: FaceExtractor) -> Sitting:
+    def open(cls, path: str, extractor: FaceExtractor, limits: Limits) -> Sitting:
         """Read a photo and look for faces. No face is a problem to report; a file that is no image raises BadImage."""
         from idgen.errors import NoFaceFound
 
-        photo = open_photo(path)
+        photo = limits.photo(path)
         try:
             return cls(path, photo, extractor.faces(photo))
         except NoFaceFound as error:

@@ -7,6 +7,7 @@ files that came with it, never a path or an address of the server.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import time
@@ -26,7 +27,7 @@ from idgen.jobs import Busy
 from idgen.request import Request
 
 if TYPE_CHECKING:
-    from idgen.demo.limits import LimitedEngine
+    from idgen.demo.limits import LimitedEngine, Limits
     from idgen.demo.session import Session
 
 MOST = 500
@@ -71,14 +72,19 @@ def read(
     person: Callable[[str], Any],
     pipeline: str,
     ready: list[str],
-    check: Callable[[Request], object] = lambda _: None,
+    limits: Limits,
 ) -> list[Item]:
     """The rows of a prompt file, checked.
 
     uploads: file name -> path of the files that came with it. person: gives who is meant in rows that name nobody, for
-    a pipeline. pipeline: for rows that name none. check: raises BadRequest for a request that the server does not
-    allow; its row is then a bad one. Raises BadRequest when the file is none or asks for too much.
+    a pipeline. pipeline: for rows that name none. limits: a row beyond them is a bad one. Raises BadRequest when the
+    file is none or asks for too much.
     """
+
+    @functools.cache
+    def check_photo(path: str) -> None:  # once, however many rows name it
+        limits.photo(path)
+
     items: list[Item] = []
     images = 0
     for row in itertools.islice(read_rows(path, {}, {}), MOST + 1):
@@ -87,7 +93,8 @@ def read(
             if row.problem is not None:
                 raise row.problem
             request, item.person = _request(row.fields, uploads, person, pipeline, ready)
-            check(request)
+            _check_files(row.fields, request, limits, check_photo)
+            limits.check(request)
             item.request = request
             images += item.request.n
         except IdgenError as error:
@@ -113,6 +120,20 @@ def _request(
         given["who"] = person(str(name).split("+")[0])
         label = label if "person" in fields or given["who"] is None else "person"
     return Request.create(**given), label
+
+
+def _check_files(
+    fields: Mapping[str, Any], request: Request, limits: Limits, check_photo: Callable[[str], object]
+) -> None:
+    """Look at the files that a row names, which the page has not seen yet."""
+    for name in [name for name in FILES if name in fields]:
+        given = getattr(request, name)
+        files = given if isinstance(given, list) else [given]
+        if name == "who":
+            limits.count(len(files))
+        for each in files:
+            if isinstance(each, str):  # an identity was loaded already
+                check_photo(each)
 
 
 def _uploaded(name: str, value: Any, uploads: Mapping[str, str]) -> Any:

@@ -63,7 +63,7 @@ class Run:
         Raises:
             IdgenError: whatever stopped it, except the user, who is told by ``stopped``.
         """
-        self.engine.check(self.request)  # before a model is loaded for what is refused
+        self.engine.limits.check(self.request)  # before a model is loaded for what is refused
         name = self.request.pipeline
         if name not in {pipeline.name for pipeline in self.engine.loaded()}:
             yield panels.waiting(f"Loading {name} (only the first time)")

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from idgen.demo import panels, prompts
+from idgen.demo.limits import Limits
 from idgen.demo.offers import offers
 from idgen.demo.orders import Settings, look, make_request, person, variation
 from idgen.demo.people import Sitting
@@ -95,7 +96,7 @@ def test_offers_say_what_is_lacking() -> None:
 
 
 def test_the_picked_face_is_the_only_one_left(extractor: Any) -> None:
-    sitting = Sitting.open(str(PEOPLE / "friends.jpg"), extractor)
+    sitting = Sitting.open(str(PEOPLE / "friends.jpg"), extractor, Limits())
     assert len(sitting.faces) == 3
     drawn = sitting.drawn()
     for index, face in enumerate(sitting.faces):
@@ -109,19 +110,19 @@ def test_the_picked_face_is_the_only_one_left(extractor: Any) -> None:
 
 def test_looking_again_keeps_the_pick(extractor: Any, tmp_path: Path) -> None:
     session, photo = Session(), shutil.copy(PEOPLE / "friends.jpg", tmp_path)
-    look(session, [(photo, None)], extractor)
+    look(session, [(photo, None)], extractor, Limits())
     session.sittings[0].pick = 2
-    look(session, [(photo, None), str(PEOPLE / "ada.jpg")], extractor)
+    look(session, [(photo, None), str(PEOPLE / "ada.jpg")], extractor, Limits())
     assert [each.pick for each in session.sittings] == [2, 0]
     (tmp_path / "no.png").write_bytes(b"no image")
     with pytest.raises(BadImage):
-        look(session, [str(tmp_path / "no.png")], extractor)
+        look(session, [str(tmp_path / "no.png")], extractor, Limits())
 
 
 def test_requests_from_the_page(extractor: Any, engine: Engine) -> None:
     with pytest.raises(BadRequest, match="needs a photo"):
         make_request([], offer(), engine, settings())
-    sittings = [Sitting.open(str(PEOPLE / "ada.jpg"), extractor)]
+    sittings = [Sitting.open(str(PEOPLE / "ada.jpg"), extractor, Limits())]
     request = make_request(sittings, offer(), engine, settings(style="Oil painting", size="Portrait 3:4"))
     assert request.prompt and request.prompt.startswith("an oil painting of a hat")
     assert (request.seed, request.n, request.steps, request.scheduler) == (7, 2, 3, None)
@@ -139,7 +140,7 @@ def test_photos_without_a_face(extractor: Any) -> None:
     wall = Sitting("wall.png", Image.new("RGB", (64, 64)), problem="no face found. Use another.")
     with pytest.raises(NoFaceFound, match="no face found"):
         person([wall], offer())
-    ada = Sitting.open(str(PEOPLE / "ada.jpg"), extractor)
+    ada = Sitting.open(str(PEOPLE / "ada.jpg"), extractor, Limits())
     assert person([wall, ada], offer()) is ada.photo
     assert person([wall], offer("text-to-image")) is None
 
@@ -227,12 +228,12 @@ def test_prompt_files_name_uploads_only(tmp_path: Path) -> None:
         "e --pipeline arc2face",
     ]
     file.write_text("\n".join(lines))
-    items = prompts.read(str(file), {}, lambda _: tiny.person(), PIPELINE, [PIPELINE])
+    items = prompts.read(str(file), {}, lambda _: tiny.person(), PIPELINE, [PIPELINE], Limits())
     errors = [item.records[0]["error"] if item.records else None for item in items]
     assert all(error and "was not uploaded" in error for error in errors[:3])
     assert errors[3] is None and items[3].request is not None
     assert errors[4] and "cannot run here" in errors[4]
-    named = prompts.read(str(file), {"secret.png": str(secret)}, lambda _: None, PIPELINE, [PIPELINE])
+    named = prompts.read(str(file), {"secret.png": str(secret)}, lambda _: None, PIPELINE, [PIPELINE], Limits())
     assert named[0].request is not None and named[0].request.who == str(secret) and named[0].person == "secret"
 
 
@@ -240,7 +241,7 @@ def test_prompt_files_name_uploads_only(tmp_path: Path) -> None:
 def test_prompt_files_that_are_empty_or_too_long(text: str, tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text(text)
     with pytest.raises(BadRequest):
-        prompts.read(str(tmp_path / "rows.txt"), {}, lambda _: tiny.person(), PIPELINE, [PIPELINE])
+        prompts.read(str(tmp_path / "rows.txt"), {}, lambda _: tiny.person(), PIPELINE, [PIPELINE], Limits())
 
 
 def test_a_batch_through_the_engine(engine: Engine, tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def test_a_batch_through_the_engine(engine: Engine, tmp_path: Path) -> None:
     folder.mkdir()
     rows = [f"prompt {i} --seed {i} --size 64x64 --steps 2" for i in range(12)]
     (tmp_path / "rows.txt").write_text("\n".join([*rows, "bad --steps no"]))
-    items = prompts.read(str(tmp_path / "rows.txt"), {}, lambda _: tiny.person(), PIPELINE, [PIPELINE])
+    items = prompts.read(str(tmp_path / "rows.txt"), {}, lambda _: tiny.person(), PIPELINE, [PIPELINE], Limits())
     states = list(prompts.render(session, engine, items, folder))
     assert states[-1].done == states[-1].total == 12 and len(states[-1].records) == 13
     assert [item.records[0]["seed"] for item in items[:12]] == list(range(12)), "rows must not be crossed"
@@ -258,7 +259,7 @@ def test_a_batch_through_the_engine(engine: Engine, tmp_path: Path) -> None:
 def test_a_batch_can_be_cancelled(engine: Engine, tmp_path: Path) -> None:
     session = Session()
     (tmp_path / "rows.txt").write_text("x --size 64x64 --steps 500\n" * 20)
-    items = prompts.read(str(tmp_path / "rows.txt"), {}, lambda _: tiny.person(), PIPELINE, [PIPELINE])
+    items = prompts.read(str(tmp_path / "rows.txt"), {}, lambda _: tiny.person(), PIPELINE, [PIPELINE], Limits())
     for number, _ in enumerate(prompts.render(session, engine, items, tmp_path)):
         if number == 1:
             session.cancel()

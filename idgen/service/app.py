@@ -161,6 +161,7 @@ def _mount_demo(app: FastAPI, service: Service) -> FastAPI | None:
         import gradio
 
         from idgen.demo.app import build, look
+        from idgen.demo.limits import Limits
     except ImportError as error:
         log.warning("the demo is not served: %s", error)
         return None
@@ -170,8 +171,7 @@ def _mount_demo(app: FastAPI, service: Service) -> FastAPI | None:
         service.engine,
         base=settings.base,
         ready=settings.pipelines or None,
-        check=service.check,
-        deadline_s=settings.deadline_s,
+        limits=Limits(service.check, settings.deadline_s, settings.max_photos, settings.max_pixels),
     )
     return gradio.mount_gradio_app(
         app,
