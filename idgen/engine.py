@@ -22,6 +22,7 @@ from idgen.overlap import Finisher, portraits_of
 from idgen.residents import Residents
 
 if TYPE_CHECKING:
+    from idgen.method import Order
     from idgen.overlap import Denoised
     from idgen.pipeline import Pipeline
     from idgen.request import Request
@@ -282,33 +283,32 @@ class Engine:
             for job in jobs:
                 self._fail(job, error)
             return
-        if len(jobs) > 1:
-            jobs = [job for job in jobs if self._acceptable(pipeline, job)]
+        jobs, parts = live(jobs)
+        orders: dict[str, Order] = {}
+        for job, part in zip(jobs, parts):
+            # A request's own faults, such as a photo without a face, before it joins others.
+            try:
+                orders[job.id] = pipeline.order(part)
+            except Exception as error:
+                self._fail(job, error)
+        jobs = [job for job in jobs if job.id in orders]
         try:
-            self._sample(pipeline, jobs)
+            self._sample(pipeline, jobs, orders)
+            return
         except Exception as error:
             if len(jobs) == 1:
                 self._fail(jobs[0], error)
                 return
-            # One of them does not fit after all, or together they are too large: each gets its own answer.
-            for job in jobs:
-                try:
-                    self._sample(pipeline, [job])
-                except Exception as own:
-                    self._fail(job, own)
+        # One of them does not fit after all, or together they are too large: each gets its own answer. Not inside the
+        # except clause: there the error still holds the failed call's tensors.
+        for job in jobs:
+            try:
+                self._sample(pipeline, [job], orders)
+            except Exception as own:
+                self._fail(job, own)
 
-    def _acceptable(self, pipeline: Pipeline, job: Job) -> bool:
-        """Find a request's own faults, such as a photo without a face, before it joins others."""
-        if job.done:
-            return False
-        try:
-            pipeline.order(job.parts[0])  # faces are remembered by content, so they are not looked for twice
-        except Exception as error:
-            self._fail(job, error)
-            return False
-        return True
-
-    def _sample(self, pipeline: Pipeline, jobs: Sequence[Job]) -> None:
+    def _sample(self, pipeline: Pipeline, jobs: Sequence[Job], orders: Mapping[str, Order]) -> None:
+        """One run for jobs with what it is to make of them, by their ids."""
         jobs, parts = live(jobs)
         if not jobs:
             return
@@ -321,14 +321,17 @@ class Engine:
             publish(step, jobs, [part.n for part in parts], spent)
             return True
 
+        denoise = functools.partial(pipeline.denoise, [orders[job.id] for job in jobs], callback=after_step)
+        denoised = None
         try:
-            denoised = pipeline.denoise(parts, callback=after_step)
+            denoised = denoise()
         except Cancelled:
             return
         except OutOfMemory:
             if not self._finisher.wait():
                 raise
-            denoised = pipeline.denoise(parts, callback=after_step)  # beside a decoding it did not fit; alone it may
+        if denoised is None:  # beside a decoding it did not fit; alone, and without the error's tensors, it may
+            denoised = denoise()
         with self._lock:
             self._batch_sizes[sum(part.n for part in parts)] += 1
             for job in jobs:

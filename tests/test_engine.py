@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from idgen.engine import Busy, DeadlineExceeded, Engine, EngineClosed, Progress
 from idgen.errors import BadRequest, Cancelled, IdgenError
+from idgen.method import Order
 from idgen.pipeline import Pipeline
 from idgen.request import Request
 from tests import tiny
@@ -282,19 +284,22 @@ def test_a_very_long_prompt_is_not_counted_to_know_that_it_runs_alone(monkeypatc
 
 def test_a_batch_that_cannot_run_together_is_run_one_by_one(gate: Gate) -> None:
     together: list[int] = []
+    held: list[weakref.ref[np.ndarray]] = []
 
     class Fussy:
         name = PIPELINE
         backbone = tiny.shared(PIPELINE).backbone
         settings = tiny.shared(PIPELINE).settings
+        order = tiny.shared(PIPELINE).order
 
-        def order(self, request: Request) -> None: ...
-
-        def denoise(self, requests: list[Request], callback: Any) -> Any:
-            together.append(len(requests))
-            if len(requests) > 1:
+        def denoise(self, orders: list[Order], callback: Any) -> Any:
+            together.append(len(orders))
+            if len(orders) > 1:
+                tensors = np.zeros(1)
+                held.append(weakref.ref(tensors))
                 raise BadRequest("too many at once", "n")
-            return tiny.shared(PIPELINE).denoise(requests, callback=callback)
+            assert all(tensors() is None for tensors in held), "what the failed call used is in the way of the next"
+            return tiny.shared(PIPELINE).denoise(orders, callback=callback)
 
         finish = tiny.shared(PIPELINE).finish
 
@@ -307,7 +312,7 @@ def test_a_batch_that_cannot_run_together_is_run_one_by_one(gate: Gate) -> None:
         gate.open.set()
         for seed, job in enumerate(jobs):
             assert_same_pictures(job.result(60), alone(order(seed)))
-    assert max(together) > 1
+    assert max(together) > 1 and held
 
 
 def test_an_unknown_pipeline_fails_its_request_only() -> None:
@@ -325,8 +330,9 @@ def test_an_unknown_pipeline_fails_its_request_only() -> None:
 def test_a_bug_in_a_method_fails_the_request_and_the_engine_lives_on(caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         name = "broken"
+        order = tiny.shared(PIPELINE).order
 
-        def denoise(self, requests: Any, callback: Any) -> Any:
+        def denoise(self, orders: list[Order], callback: Any) -> Any:
             raise ZeroDivisionError("oops")
 
     with Engine(lambda name: Broken() if name == "broken" else tiny.shared(name)) as engine:  # type: ignore[arg-type,return-value]
@@ -419,7 +425,32 @@ def test_a_subscriber_that_unsubscribes_as_it_is_let_go_holds_nobody_up(gate: Ga
         cancelling = threading.Thread(target=job.cancel, daemon=True)
         cancelling.start()
         cancelling.join(20)
+        gate.open.set()
         assert not cancelling.is_alive()
+
+
+def test_progress_that_comes_while_somebody_subscribes_does_not_come_before_what_is_older(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from idgen import jobs
+
+    call, seen = jobs._call, list[int]()
+    first, second = (Progress(step, 9, None, 0.0) for step in (1, 2))
+
+    def overtaken(callback: Callable[[Any], object], value: Any) -> None:
+        if value is first:
+            job.publish(second)  # as the engine's thread may, just before the first is told
+        call(callback, value)
+
+    with Engine(gate) as engine:
+        job = engine.submit(order(0))
+        job.publish(first)
+        with monkeypatch.context() as patch:
+            patch.setattr(jobs, "_call", overtaken)
+            job.subscribe(lambda progress: seen.append(progress.step))
+        gate.open.set()
+        job.result(60)
+    assert seen[:2] == [1, 2]
 
 
 def test_cancelling_a_running_job_stops_the_sampler_within_two_steps() -> None:
@@ -428,14 +459,15 @@ def test_cancelling_a_running_job_stops_the_sampler_within_two_steps() -> None:
     class Counting:
         name = PIPELINE
         backbone = tiny.shared(PIPELINE).backbone
+        order = tiny.shared(PIPELINE).order
 
-        def denoise(self, requests: Any, callback: Any) -> Any:
+        def denoise(self, orders: list[Order], callback: Any) -> Any:
             def count(step: Any) -> Any:
                 nonlocal steps
                 steps += 1
                 return callback(step)
 
-            return tiny.shared(PIPELINE).denoise(requests, callback=count)
+            return tiny.shared(PIPELINE).denoise(orders, callback=count)
 
         finish = tiny.shared(PIPELINE).finish
 

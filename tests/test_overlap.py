@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 from idgen.backbone import _may_overlap
 from idgen.engine import Engine, EngineClosed
 from idgen.errors import Cancelled, IdgenError, OutOfMemory
+from idgen.method import Order
 from idgen.overlap import Denoised, Finisher
 from idgen.pipeline import Pipeline
 from idgen.portrait import Portrait
+from idgen.request import Request
 from tests import tiny
 from tests.test_engine import PIPELINE, alone, assert_same_pictures, order, wait_until
 
@@ -32,17 +35,19 @@ class Watched:
         self.settings = self.real.settings
         self.before_denoising: Callable[[int], None] = lambda seed: None
         self.before_finishing: Callable[[int], None] = lambda seed: None
+        self.ordered: list[int | None] = []
         self.denoised: list[int] = []
         self.finished: list[int] = []
         self.most_unfinished = 0
 
-    def order(self, request: Any) -> Any:
+    def order(self, request: Request) -> Order:
+        self.ordered.append(request.seed)
         return self.real.order(request)
 
-    def denoise(self, requests: Any, callback: Any) -> Denoised:
-        self.before_denoising(requests[0].seed)
-        made = self.real.denoise(requests, callback=callback)
-        self.denoised.append(requests[0].seed)
+    def denoise(self, orders: list[Order], callback: Any) -> Denoised:
+        self.before_denoising(orders[0].seeds[0])
+        made = self.real.denoise(orders, callback=callback)
+        self.denoised.append(orders[0].seeds[0])
         self.most_unfinished = max(self.most_unfinished, len(self.denoised) - len(self.finished))
         return made
 
@@ -164,6 +169,7 @@ def test_closing_waits_for_what_is_decoded_or_gives_it_up(watched: Watched) -> N
         wait_for(release)
 
     watched.before_finishing = hold
+    before = set(threading.enumerate())
     engine = engine_of(watched)
     job = engine.submit(order(0))
     wait_for(reached)
@@ -180,16 +186,20 @@ def test_closing_waits_for_what_is_decoded_or_gives_it_up(watched: Watched) -> N
     engine.close(drain=False)
     with pytest.raises(EngineClosed):
         job.result(0)
-    assert not any(thread.name.startswith("idgen-finish") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("idgen-finish") for thread in set(threading.enumerate()) - before)
 
 
 def test_a_run_that_does_not_fit_beside_a_decoding_is_run_again_after_it(watched: Watched) -> None:
     release = threading.Event()
     tries: list[int] = []
+    held: list[weakref.ref[torch.Tensor]] = []
 
     def scarce(seed: int) -> None:
         tries.append(seed)
+        assert all(tensors() is None for tensors in held), "what the failed call used is in the way of the next"
         if tries == [0, 1]:
+            tensors = torch.zeros(1)
+            held.append(weakref.ref(tensors))
             threading.Timer(0.1, release.set).start()
             raise OutOfMemory("both at once are too much")
 
@@ -199,7 +209,7 @@ def test_a_run_that_does_not_fit_beside_a_decoding_is_run_again_after_it(watched
         jobs = [engine.submit(order(seed)) for seed in range(2)]
         for seed, job in enumerate(jobs):
             assert_same_pictures(job.result(60), alone(order(seed)))
-    assert tries == [0, 1, 1]
+    assert tries == [0, 1, 1] and watched.ordered == [0, 1], "what was decided is not decided again"
 
 
 def test_a_decoding_that_does_not_fit_beside_a_run_waits_for_its_end() -> None:
