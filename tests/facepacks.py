@@ -84,12 +84,16 @@ def detector(path: Path, size: int | None = None, outputs: int = 9) -> Path:
     return _write(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-def recogniser(path: Path, seed: int = 0, outputs: int = 512, batch: int | str = "n", reshape: bool = False) -> Path:
+def recogniser(
+    path: Path, seed: int = 0, outputs: int = 512, batch: int | str = "n", reshape: bool = False, side: int = 112
+) -> Path:
     """Write an ArcFace-like recogniser; another seed makes embeddings that do not interchange.
 
-    batch: what the graph says of its batch axis. reshape: inside, it is made for one crop all the same.
+    batch: what the graph says of its batch axis. reshape: inside, it is made for one crop all the same. side: of the
+    crop in pixels; with 192 insightface takes it for landmarks.
     """
-    weights = np.random.default_rng(seed).normal(size=(48, outputs)).astype(np.float32)
+    pooled = 3 * (side // 28) ** 2
+    weights = np.random.default_rng(seed).normal(size=(pooled, outputs)).astype(np.float32)
     nodes = [
         helper.make_node("AveragePool", ["input.1"], ["pooled"], kernel_shape=[28, 28], strides=[28, 28]),
         helper.make_node("Reshape", ["pooled", "one"], ["flat"])
@@ -100,11 +104,11 @@ def recogniser(path: Path, seed: int = 0, outputs: int = 512, batch: int | str =
     graph = helper.make_graph(
         nodes,
         "arcface",
-        [helper.make_tensor_value_info("input.1", onnx.TensorProto.FLOAT, [batch, 3, 112, 112])],
+        [helper.make_tensor_value_info("input.1", onnx.TensorProto.FLOAT, [batch, 3, side, side])],
         [helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, [batch, outputs])],
         [
             numpy_helper.from_array(weights, "weights"),
-            *([numpy_helper.from_array(np.array([1, 48]), "one")] if reshape else []),
+            *([numpy_helper.from_array(np.array([1, pooled]), "one")] if reshape else []),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

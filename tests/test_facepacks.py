@@ -62,6 +62,12 @@ def test_two_recognisers_side_by_side_are_an_error_that_names_both(tmp_path):
     assert "arcface.onnx" in str(caught.value) and "rec.onnx" in str(caught.value)
 
 
+def test_the_landmark_models_beside_a_recogniser_are_none(tmp_path):
+    folder = pack(tmp_path / "pack")
+    recogniser(folder / "2d106det.onnx", outputs=212, side=192)
+    assert FaceExtractor(folder, device="cpu").recogniser == folder / "rec.onnx"
+
+
 def test_a_second_recogniser_outside_the_nested_folder_is_seen_too(tmp_path):
     pack(tmp_path / "antelopev2" / "antelopev2")
     recogniser(tmp_path / "antelopev2" / "arcface.onnx", seed=1)
@@ -215,6 +221,10 @@ def test_no_warning_where_the_cpu_is_all_there_is_or_was_asked_for(unwarned, mon
         loading.warn_of_cpu("auto", ["CPUExecutionProvider"])
         loading.warn_of_cpu("cpu", ["CPUExecutionProvider"])
         loading.warn_of_cpu("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+        both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr("onnxruntime.get_available_providers", lambda: both)
+        for asked in ("cpu", "mps"):
+            loading.warn_of_cpu(asked, ["CPUExecutionProvider"])
 
 
 def test_nothing_is_printed_while_loading_and_looking(folder, capfd, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from idgen.detection import _cut
-from idgen.errors import BadImage, BadRequest, NoFaceFound
+from idgen.errors import BadImage, BadRequest, BadWeights, NoFaceFound
 from idgen.faces import Face, FaceExtractor
 from tests.facepacks import FACE, PEOPLE, POINTS, group, pack, photo
 
@@ -117,6 +117,13 @@ def test_embed_takes_an_aligned_rgb_crop_and_nothing_else(extractor):
             extractor.embed(wrong)
 
 
+def test_a_recogniser_that_returns_no_numbers_is_bad_weights(extractor, monkeypatch):
+    crop = extractor.face(group()).crop(112)
+    monkeypatch.setattr(extractor._model, "get_feat", lambda crops: np.full((len(crops), 512), np.nan, np.float32))
+    with pytest.raises(BadWeights, match="not 512 finite numbers"):
+        extractor.embed(crop)
+
+
 # Retries: what the tiny detector misses at its first look, `tests.facepacks` says.
 
 
@@ -170,6 +177,25 @@ def test_at_quarters_each_face_is_reported_once_and_none_cut_in_half(fixed):
     ]
 
 
+@pytest.mark.parametrize(
+    ("box", "points", "found"),
+    [
+        ((10, 10, 50, 60), POINTS * 40 + 10, 1),
+        ((10, 10, 50, 60), np.full((5, 2), 30), 0),
+        ((10, 10, 50, 60), np.full((5, 2), np.nan), 0),
+        ((np.nan, 10, 50, 60), POINTS * 40 + 10, 0),
+        ((-90, 10, 40, 60), POINTS * 40 + 10, 0),
+        ((10, 60, 50, 160), POINTS * 40 + 10, 0),
+        ((50, 60, 10, 10), POINTS * 40 + 10, 0),
+    ],
+    ids=["a face", "one point", "no numbers", "no box", "left of the photo", "below the photo", "nothing inside"],
+)
+def test_what_the_detector_cannot_mean_is_no_face(extractor, monkeypatch, box, points, found):
+    answer = np.array([[*box, 0.9]], np.float32), np.array([points], np.float32)
+    monkeypatch.setattr(extractor.detector._scrfd, "detect", lambda *_, **__: tuple(part.copy() for part in answer))
+    assert len(extractor.detector._look(np.zeros((100, 100, 3), np.uint8), 640, [(0, 0, 100, 100)])) == found
+
+
 @pytest.mark.parametrize("size", [(640, 480), (30, 20), (1, 1), (5000, 3), (3, 9000)])
 def test_without_a_face_the_error_names_the_photo_what_was_tried_and_the_cure(extractor, fixed, size, tmp_path):
     file = tmp_path / "landscape.png"
@@ -177,7 +203,7 @@ def test_without_a_face_the_error_names_the_photo_what_was_tried_and_the_cure(ex
     for each in (extractor, fixed):
         with pytest.raises(NoFaceFound) as caught:
             each.face(file)
-        for words in ("landscape.png", "640" if each is extractor else "128", "50%", "Use a photo"):
+        for words in ("landscape.png", "640" if each is extractor else "128", "25%, 50%, 100%", "Use a photo"):
             assert words in str(caught.value)
 
 

@@ -26,17 +26,19 @@ class _Extractor:
 
     recogniser_name = "prepared"
 
-    def __init__(self, embeddings: list[np.ndarray], sides: list[float] | None = None) -> None:
-        sides = sides or [100.0] * len(embeddings)
+    def __init__(
+        self, embeddings: list[np.ndarray], sides: list[float] | None = None, scores: list[float] | None = None
+    ) -> None:
+        sides, scores = sides or [100.0] * len(embeddings), scores or [0.9] * len(embeddings)
         self.faces = [
             Face(
                 np.array([0, 0, side, side], np.float32),
                 np.array(POINTS, np.float32) + number,
-                0.9,
+                score,
                 embedding,
                 Image.new("RGB", (300 + number, 300)),
             )
-            for number, (embedding, side) in enumerate(zip(embeddings, sides))
+            for number, (embedding, side, score) in enumerate(zip(embeddings, sides, scores))
         ]
         self.photos = [np.full((2, 2), number, np.uint8) for number in range(len(embeddings))]
 
@@ -123,6 +125,42 @@ def test_keypoints_and_crop_come_from_the_largest_sure_face():
     ada = Identity.from_photos(prepared.photos, prepared)
     np.testing.assert_array_equal(ada.keypoints, np.array(POINTS, np.float32) + 1)
     assert ada.keypoints_size == (301, 300)
+
+
+@pytest.mark.parametrize(
+    ("sides", "scores", "best"),
+    [([60, 200, 80], [0.9, 0.3, 0.9], 2), ([300, 400, 600], [0.7, 0.9, 0.8], 1)],
+    ids=["surer", "beyond the crop's pixels size does not count"],
+)
+def test_a_sure_face_is_better_than_a_large_one(sides, scores, best):
+    prepared = _Extractor(_around(5, 0.6, 3), sides, scores)
+    np.testing.assert_array_equal(
+        Identity.from_photos(prepared.photos, prepared).keypoints, np.array(POINTS, np.float32) + best
+    )
+
+
+def test_of_two_equal_faces_the_order_does_not_decide():
+    prepared = _Extractor([vector(3), vector(3)], [300, 400])
+    assert Identity.from_photos(prepared.photos, prepared) == Identity.from_photos(prepared.photos[::-1], prepared)
+
+
+@pytest.mark.parametrize(("cosine", "same"), [(0.25, True), (0.15, False)])
+def test_two_photos_as_unlike_as_hard_ones_are_one_person_and_less_alike_are_two(cosine, same):
+    one, across = vector(1, 1.0), vector(2, 1.0)
+    across = across - (across @ one) * one
+    other = cosine * one + (1 - cosine**2) ** 0.5 * across / np.linalg.norm(across)
+    prepared = _Extractor([one, other.astype(np.float32)])
+    if same:
+        assert Identity.from_photos(prepared.photos, prepared).normed @ one > 0.7
+        return
+    with pytest.raises(BadRequest, match="different people"):
+        Identity.from_photos(prepared.photos, prepared)
+
+
+def test_an_embedding_of_zeros_is_nobodys():
+    prepared = _Extractor([vector(1), np.zeros(512, np.float32)])
+    with pytest.raises(BadRequest, match="nobody's face"):
+        Identity.from_photos(prepared.photos, prepared)
 
 
 def test_no_photos_make_no_identity():
