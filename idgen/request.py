@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from idgen.errors import BadRequest
 
-MAX_SIDE = 4096
+MIN_SIDE, MAX_SIDE = 16, 4096
+"""pixels of a picture's side"""
 SEED_LIMIT = 2**63 - 1
 
 
@@ -25,9 +26,9 @@ class Request(BaseModel):
     prompt: str | None = None
     negative_prompt: str | None = None
     pipeline: str = "auto"
-    width: int | None = Field(default=None, ge=16, le=MAX_SIDE)
+    width: int | None = Field(default=None, ge=MIN_SIDE, le=MAX_SIDE)
     """pixels, a multiple of 8"""
-    height: int | None = Field(default=None, ge=16, le=MAX_SIDE)
+    height: int | None = Field(default=None, ge=MIN_SIDE, le=MAX_SIDE)
     steps: int | None = Field(default=None, ge=1, le=1000)
     guidance: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
     """classifier-free guidance scale; up to 1 means off"""
@@ -92,6 +93,30 @@ class Request(BaseModel):
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or first["msg"].split(":")[0].split()[-1]
             raise BadRequest(_explain(field, first, cls), field) from None
+
+    def drawn_size(self) -> tuple[int, int] | None:
+        """(width, height) in pixels where the request names none and its pose is a keypoint drawing, which then decides
+        it, floored to multiples of 8 (as InstantID's original); else ``None``. Decodes the picture.
+
+        Raises:
+            BadImage: the pose cannot be read. BadRequest: the drawing is too small or too large.
+        """
+        from idgen.images import open_photo
+        from idgen.pictures import is_drawing, is_picture
+
+        if self.width is not None or self.height is not None or not is_picture(self.pose):
+            return None
+        pose = open_photo(self.pose)
+        if not is_drawing(pose):
+            return None
+        width, height = pose.width // 8 * 8, pose.height // 8 * 8
+        if min(width, height) < MIN_SIDE or max(width, height) > MAX_SIDE:
+            raise BadRequest(
+                f"pose: a drawing of {pose.width} x {pose.height} pixels cannot decide the picture's size, which is "
+                f"{MIN_SIDE} to {MAX_SIDE} a side: give width and height.",
+                "pose",
+            )
+        return width, height
 
     def change(self, **fields: Any) -> Request:
         """A copy with other fields, validated again."""

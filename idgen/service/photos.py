@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -18,9 +18,16 @@ from idgen.images import open_photo
 from idgen.service.errors import ApiError
 from idgen.service.settings import ServiceSettings
 
+T = TypeVar("T")
+
 FETCH_TIMEOUT_S = 15.0
 _decoders = ThreadPoolExecutor(4, thread_name_prefix="idgen-decode")
 """Few, for each may hold a photo of ``max_pixels``."""
+
+
+async def decoding(work: Callable[[], T]) -> T:
+    """Do work that decodes photos beside the loop, a few at a time."""
+    return await asyncio.get_running_loop().run_in_executor(_decoders, work)
 
 
 async def checked(data: bytes, settings: ServiceSettings, param: str) -> bytes:
@@ -32,8 +39,7 @@ async def checked(data: bytes, settings: ServiceSettings, param: str) -> bytes:
         ApiError: it is no such photo; names the field.
     """
     try:
-        decode = functools.partial(open_photo, data, max_pixels=settings.max_pixels)
-        await asyncio.get_running_loop().run_in_executor(_decoders, decode)
+        await decoding(lambda: open_photo(data, max_pixels=settings.max_pixels))
     except BadImage as error:
         raise ApiError(400, str(error), "bad_image", param) from None
     return data

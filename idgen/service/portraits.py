@@ -34,7 +34,8 @@ also previews, base64 JPEG), `portrait` (as in the answer without `stream`) for 
 )
 async def portraits(order: PortraitsOrder, request: Request, service: ServiceOf, owner: Orderer) -> Response:
     """Make portraits of one person, given by photos or by an enrolled identity."""
-    made = service.order(await _fields(order, service, owner))
+    fields = await _fields(order, service, owner)
+    made = await photos.decoding(lambda: service.order(fields))
     stream = order.stream or "text/event-stream" in request.headers.get("accept", "")
     job = service.submit(made, order.deadline, order.previews if stream else 0)
     if stream:

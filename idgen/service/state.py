@@ -87,16 +87,23 @@ class Service:
         return order
 
     def check(self, order: Order) -> None:
-        """Hold a request to this server's bounds, wherever it comes from.
+        """Hold a request to this server's bounds, wherever it comes from. Decodes a pose that may decide the size.
 
         Raises:
-            BadRequest: names the field.
+            BadRequest: names the field. BadImage: the pose cannot be read.
         """
         bounds = {"n": self.settings.max_n, "steps": self.settings.max_steps}
         bounds |= {"width": self.settings.max_side, "height": self.settings.max_side}
         for name, most in bounds.items():
             if (getattr(order, name) or 0) > most:
                 raise BadRequest(f"{name}: this server allows at most {most}.", name)
+        drawn = order.drawn_size()
+        if drawn is not None and max(drawn) > self.settings.max_side:
+            raise BadRequest(
+                f"pose: without a size the drawing decides it, {drawn[0]} x {drawn[1]} pixels, and this server allows "
+                f"at most {self.settings.max_side} a side: give width and height.",
+                "pose",
+            )
 
     def submit(self, order: Order, deadline: float | None, preview_every: int = 0) -> Job:
         """Queue a request; the server's deadline holds where the client's is longer."""
