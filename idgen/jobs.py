@@ -140,11 +140,14 @@ class Job:
 
         Keep it short: the models wait for it. Returns a function that ends the subscription.
         """
-        with self._lock:
-            key, last = next(self._keys), self._last
-            self._subscribers[key] = callback
-        if last is not None:
-            _call(callback, last)
+        key, seen = next(self._keys), None
+        while True:
+            with self._lock:  # not while it is called; and nothing that comes meanwhile may come before what is older
+                if self._last is seen:
+                    self._subscribers[key] = callback
+                    break
+                seen = self._last
+            _call(callback, seen)
 
         def unsubscribe() -> None:
             with self._lock:
