@@ -220,10 +220,12 @@ class Backbone:
         """Pixels (B, 3, H, W) in 0..1 to scaled latents (B, c, h, w).
 
         An AutoencoderKL posterior is sampled with one generator an image, or its mode is taken without generators.
+        Several generators for one image give as many latents.
         """
         encoded = self.vae.encode((pixels * 2 - 1).to(self.device, self.vae.dtype))
         if hasattr(encoded, "latents"):
-            return self._scale(encoded.latents.to(self.dtype))
+            latents = self._scale(encoded.latents.to(self.dtype))
+            return latents if generators is None else latents.expand(len(generators), -1, -1, -1)
         posterior = encoded.latent_dist
         if generators is None:
             return self._scale(posterior.mode().to(self.dtype))

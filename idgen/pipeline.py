@@ -13,6 +13,7 @@ from torch import Tensor
 
 from idgen.adapters.backends import choose_backend, facts_of
 from idgen.backbone import Backbone
+from idgen.batching import DECIDED, GIVEN, OPTIONAL
 from idgen.conditioning import Conditioning
 from idgen.errors import BadRequest, NoFaceFound
 from idgen.faces import FaceExtractor
@@ -245,7 +246,8 @@ class Pipeline:
         photos = list(who) if isinstance(who, (list, tuple)) else [who]
         if not photos:
             raise BadRequest("give at least one photo.", "who")
-        pictures = tuple(open_photo(photo) for photo in photos)
+        # Whole pictures are for image encoders; a reader of faces opens the photos itself.
+        pictures = tuple(open_photo(photo) for photo in photos) if len(readers) < len(self.methods) else ()
         if not readers:
             return None, None, {}, pictures
         identity = self.identity(photos)
@@ -316,14 +318,13 @@ class Pipeline:
     def _check_batch(self, orders: list[Order]) -> None:
         if not orders:
             raise BadRequest("give at least one request.", "requests")
-        for name in ("width", "height", "steps", "guidance", "scheduler"):
-            if len({getattr(order, name) for order in orders}) > 1:
-                raise BadRequest(f"requests of one batch must share {name}.", name)
-        for name in ("strength", "structure_start", "structure_end", "guess_mode"):
-            if len({getattr(order.request, name) for order in orders}) > 1:
-                raise BadRequest(f"requests of one batch must share {name}.", name)
-        if len({order.request.image is None for order in orders}) > 1:
-            raise BadRequest("requests of one batch must all start from an image, or none.", "image")
+        for names, all_values in ((DECIDED, orders), (GIVEN, [order.request for order in orders])):
+            for name in names:
+                if len({getattr(values, name) for values in all_values}) > 1:
+                    raise BadRequest(f"requests of one batch must share {name}.", name)
+        for name in OPTIONAL:
+            if len({getattr(order.request, name) is None for order in orders}) > 1:
+                raise BadRequest(f"requests of one batch must all have {name}, or none.", name)
 
     def _portraits(self, orders: list[Order], pixels: Tensor, levers: Levers) -> list[list[Portrait]]:
         arrays = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -331,10 +332,11 @@ class Pipeline:
         row = 0
         for order in orders:
             portraits = []
+            record = provenance(self, order, levers)
             for seed in order.seeds:
                 image = Image.fromarray(arrays[row])
                 likeness, note = self.likeness(order.identity, image)
-                portraits.append(Portrait(image, seed, likeness, note, provenance(self, order, levers)))
+                portraits.append(Portrait(image, seed, likeness, note, record))
                 row += 1
             results.append(portraits)
         return results

@@ -38,22 +38,14 @@ def start_of(backbone: Backbone, orders: list[Order], latents: Tensor | None) ->
     request = orders[0].request
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     # The posterior is sampled before the noise is drawn, in diffusers' order, so that seeds agree with it.
-    encoded = []
-    for order, begin in zip(orders, _starts(orders)):
+    encoded, masks, begin = [], [], 0
+    for order in orders:
+        count = len(order.seeds)
         pixels = pixels_of(order.request.image, width, height)
-        for generator in generators[begin : begin + len(order.seeds)]:
-            encoded.append(backbone.encode_image(pixels, [generator]))
-    mask = None
-    if request.mask is not None:
-        masks = [mask_of(order.request.mask, shape[-1], shape[-2]) for order in orders for _ in order.seeds]
-        mask = torch.cat(masks)
+        encoded.append(backbone.encode_image(pixels, generators[begin : begin + count]))
+        if order.request.mask is not None:
+            masks.append(mask_of(order.request.mask, shape[-1], shape[-2]).expand(count, -1, -1, -1))
+        begin += count
+    mask = torch.cat(masks) if masks else None
     noise = latents if latents is not None else draw(backbone, generators, height, width)
     return Start(noise, torch.cat(encoded), request.strength, mask), generators
-
-
-def _starts(orders: list[Order]) -> list[int]:
-    starts, position = [], 0
-    for order in orders:
-        starts.append(position)
-        position += len(order.seeds)
-    return starts

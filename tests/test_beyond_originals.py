@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
 
 import idgen
+from idgen import pipeline as pipeline_module
 from idgen.errors import BadRequest
 from tests import tiny
 
@@ -35,6 +40,35 @@ def test_image_to_image_makes_several_images_each_as_if_alone() -> None:
     for k in range(2):
         assert same(both[k : k + 1], latents("instantid", image=picture, strength=0.7, seed=3 + k))
     assert not same(both[:1], latents("instantid"))
+
+
+@pytest.mark.parametrize("tiny_vae", [False, True])
+def test_a_start_picture_is_encoded_and_the_record_made_once_for_all_images_of_a_request(
+    tiny_vae: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IDGEN_HOME", str(tmp_path))
+    pipeline = tiny.load("instantid", tiny.backbone())
+    if tiny_vae:
+        pipeline.backbone.pipe.vae = AutoencoderTiny(
+            in_channels=3, out_channels=3, encoder_block_out_channels=(8, 8, 8, 8), num_encoder_blocks=(1, 1, 1, 1),
+            decoder_block_out_channels=(8, 8, 8, 8), num_decoder_blocks=(1, 1, 1, 1),
+        ).eval()  # fmt: skip
+    calls: list[str] = []
+    encode, record = pipeline.backbone.vae.encode, pipeline_module.provenance
+    monkeypatch.setattr(pipeline.backbone.vae, "encode", lambda pixels: calls.append("encode") or encode(pixels))
+    monkeypatch.setattr(pipeline_module, "provenance", lambda *given: calls.append("record") or record(*given))
+    mask = Image.fromarray(np.tile(np.uint8([255] * 40 + [0] * 24), (64, 1)))
+    build = idgen.Request.create
+    orders = [
+        build(who=tiny.person(), prompt="x", seed=seed, n=n, image=np.full((64, 64, 3), seed, np.uint8), mask=mask,
+              strength=0.7, **tiny.SMALL)
+        for seed, n in ((3, 3), (90, 2))
+    ]  # fmt: skip
+    together = pipeline.generate_many(orders)
+    assert calls == ["encode", "encode", "record", "record"] and [len(made) for made in together] == [3, 2]
+    alone = pipeline.generate_many([orders[0].change(seed=5, n=1)])[0][0]
+    difference = np.asarray(together[0][2].image, int) - np.asarray(alone.image, int)
+    assert np.abs(difference).max() <= 1
 
 
 def test_the_scales_act_in_image_to_image_too() -> None:
@@ -81,6 +115,11 @@ def test_requests_that_cannot_share_a_batch_are_refused_by_name() -> None:
         with pytest.raises(BadRequest, match=name) as caught:
             tiny.shared("instantid").generate_many([one, one.change(**{name: value})])
         assert caught.value.field == name
+    picture = np.zeros((64, 64, 3), np.uint8)
+    begun = one.change(image=picture)
+    for name, without in (("image", one), ("reference", one), ("mask", begun)):
+        with pytest.raises(BadRequest, match=f"all have {name}"):
+            tiny.shared("instantid").generate_many([without, without.change(**{name: picture})])
 
 
 def test_start_latents_of_the_wrong_shape_are_refused() -> None:
