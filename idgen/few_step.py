@@ -41,6 +41,26 @@ FEW_STEP = {
 """lever -> LoRA and settings"""
 
 
+def few_step_entry(name: str, base: str) -> str:
+    """The manifest entry of a few-step LoRA for a base, by the base's name (:func:`idgen.bases.base_name`).
+
+    Raises:
+        BadRequest: there is none; names what to use instead.
+    """
+    weights = FEW_STEP[name].weights
+    if base in weights:
+        return weights[base]
+    if base.startswith("mini"):
+        fitting, entry = next(iter(weights.items()))
+        raise BadRequest(
+            f"few_step is {name!r}, but mini has no few-step LoRA: use the base {' or '.join(weights)} "
+            f"(idgen weights pull {fitting} {entry}), or leave few_step out.",
+            "few_step",
+        )
+    fitting = ", ".join(other for other, each in FEW_STEP.items() if base in each.weights)
+    raise BadRequest(f"few_step is {name!r}, which has no LoRA for {base}; use {fitting}.", "few_step")
+
+
 def use_few_step(backbone: Backbone, unet: Any, name: str) -> None:
     """Add a few-step LoRA to the weights of a UNet, once for a UNet.
 
@@ -51,16 +71,14 @@ def use_few_step(backbone: Backbone, unet: Any, name: str) -> None:
         WeightsMissing, LicenceRefused: the LoRA is not here; its licence is refused.
         BadWeights: the file is no LoRA for this UNet.
     """
+    from idgen.bases import base_name
     from idgen.locate import locate
     from idgen.weights.licences import commercial_only, refuse_if_not_commercial
 
     there = getattr(unet, "_idgen_few_step", None)
     if there == name:
         return
-    entry = FEW_STEP[name].weights.get(backbone.family)
-    if entry is None:
-        fitting = [other for other, each in FEW_STEP.items() if backbone.family in each.weights]
-        raise BadRequest(f"few_step={name!r} has no LoRA for {backbone.family}; use {', '.join(fitting)}.", "few_step")
+    entry = few_step_entry(name, base_name(backbone))
     if there is not None or backbone.loras():
         inside = f"few_step={there!r}" if there is not None else "user LoRAs"
         raise BadRequest(

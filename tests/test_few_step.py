@@ -11,15 +11,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import idgen
+import idgen.api  # before a test replaces `locate`, which it takes by name
 from idgen.adapters.attention import attention_layers
 from idgen.adapters.processor import is_plain
 from idgen.backbone import Backbone
 from idgen.errors import BadRequest, BadWeights, LicenceRefused, WeightsMissing
 from idgen.few_step import FEW_STEP
+from idgen.locate import locate
 from idgen.pipeline import Pipeline
 from idgen.prepare import prepare
 from idgen.schedulers import make_scheduler
 from idgen.speed import Levers, choose_levers, preset
+from idgen.weights.convert import convert
 from idgen.weights.manifest import load_manifest
 from tests import tiny
 
@@ -165,6 +168,14 @@ def test_what_cannot_be_merged_is_refused_with_the_cure(
     user.load_lora(here)
     with pytest.raises(BadRequest, match="user LoRAs"):
         prepare(user, [], Levers(few_step="lcm"))
+
+
+@pytest.mark.parametrize("few_step", FEW_STEP)
+def test_mini_has_none_also_as_a_copy_and_the_base_to_use_is_named(few_step: str, tmp_path: Path) -> None:
+    copy = convert(locate("mini-xl"), tmp_path / "copy", "float32")
+    for base in ("mini-xl", copy):
+        with pytest.raises(BadRequest, match=r"mini has no few-step LoRA: use the base sdxl.*pull sdxl "):
+            idgen.load("text-to-image", base=base, device="cpu", speed=Levers(few_step=few_step))
 
 
 def test_only_who_writes_python_is_told_of_levers() -> None:
