@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -159,7 +160,7 @@ def test_a_panic_while_the_models_load_is_said_and_not_waited_for_forever(tmp_pa
 def test_a_full_queue_answers_429_with_retry_after_and_readyz_says_so(tmp_path: Path) -> None:
     gate = threading.Event()
     with running(tmp_path, gate, engine={"queue_size": 2}, preload=False) as server, server.client() as client:
-        first = [threading.Thread(target=lambda: answers.append(send(server))) for _ in range(3)]
+        first = [threading.Thread(target=lambda: answers.append(send(server)), daemon=True) for _ in range(3)]
         answers: list[httpx.Response] = []
         first[0].start()
         wait_until(lambda: server.engine.stats().running == 1)
@@ -172,7 +173,7 @@ def test_a_full_queue_answers_429_with_retry_after_and_readyz_says_so(tmp_path: 
         assert client.get("/readyz").status_code == 503
         gate.set()
         for thread in first:
-            thread.join()
+            thread.join(60)
         assert [answer.status_code for answer in answers] == [200] * 3
 
 
@@ -182,9 +183,18 @@ def send(server: Running, **fields: Any) -> httpx.Response:
 
 
 def leave(server: Running, **fields: Any) -> None:
-    """Send an order and close the connection at once."""
-    with server.client() as client, pytest.raises(httpx.ReadTimeout):
-        client.post("/v1/portraits", json={**ORDER, **fields}, timeout=httpx.Timeout(30, read=0.3))
+    """Send an order, and close the connection as soon as the engine has it."""
+    address, body, before = httpx.URL(server.url), json.dumps({**ORDER, **fields}), in_hand(server)
+    head = f"POST /v1/portraits HTTP/1.1\r\nhost: {address.host}\r\ncontent-type: application/json\r\n"
+    with socket.create_connection((address.host, address.port or 0), timeout=20) as connection:
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        wait_until(lambda: in_hand(server) > before)
+
+
+def in_hand(server: Running) -> int:
+    """Jobs that wait or run."""
+    stats = server.engine.stats()
+    return stats.queued + stats.running
 
 
 def test_a_client_that_leaves_frees_its_place_in_the_queue(tmp_path: Path) -> None:
@@ -220,28 +230,46 @@ def test_a_deadline_ends_a_request_with_408(client: httpx.Client) -> None:
 
 
 def test_a_graceful_stop_finishes_what_runs_and_what_waits(tmp_path: Path) -> None:
-    with running(tmp_path, engine={"batching": False}) as server:
-        answers: list[httpx.Response] = []
-        threads = [threading.Thread(target=lambda: answers.append(send(server, steps=20))) for _ in range(3)]
+    gate = threading.Event()
+
+    def refuses() -> bool:
+        try:
+            socket.create_connection((address.host, address.port or 0), timeout=20).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    with running(tmp_path, gate, engine={"batching": False}, preload=False) as server:
+        address, answers = httpx.URL(server.url), list[httpx.Response]()
+        threads = [threading.Thread(target=lambda: answers.append(send(server)), daemon=True) for _ in range(3)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: server.engine.stats().running + server.engine.stats().queued == 3)
+        wait_until(lambda: server.engine.stats().running == 1 and server.engine.stats().queued == 2)
         server.server.should_exit = True
+        wait_until(refuses)
+        gate.set()  # all three are finished after the server has begun to stop
         for thread in threads:
-            thread.join()
+            thread.join(60)
         assert [answer.status_code for answer in answers] == [200] * 3
         server.thread.join(30)
-        with pytest.raises(httpx.ConnectError):
-            send(server)
+        assert not server.thread.is_alive()
 
 
-def test_fifty_clients_get_their_own_pictures_and_none_is_lost(tmp_path: Path) -> None:
+def test_fifty_clients_get_their_own_pictures_and_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = range(8)
     small = {"width": 32, "height": 32, "steps": 2}
     with running(tmp_path, engine={"queue_size": 20}) as server:
         expected = {s: send(server, seed=s, **small).json()["portraits"][0]["image"] for s in seeds}
         own = {s: picture(base64.b64decode(image)) for s, image in expected.items()}
         crossed, refused, lock = [], [0], threading.Lock()
+        pipeline = server.engine.pipeline(PLAIN)
+        whole = pipeline.denoise
+
+        def denoise(*args: Any, **options: Any) -> Any:
+            wait_until(lambda: server.engine.stats().rejected > 0, 120)  # until the queue has been full
+            return whole(*args, **options)
+
+        monkeypatch.setattr(pipeline, "denoise", denoise)
 
         def visitor(number: int) -> None:
             with server.client() as client:
@@ -256,11 +284,11 @@ def test_fifty_clients_get_their_own_pictures_and_none_is_lost(tmp_path: Path) -
                     if datum["seed"] != seed or not same(picture(base64.b64decode(datum["image"])), own[seed]):
                         crossed.append((number, seed))
 
-        threads = [threading.Thread(target=visitor, args=(number,)) for number in range(50)]
+        threads = [threading.Thread(target=visitor, args=(number,), daemon=True) for number in range(50)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(200)
         stats = server.engine.stats()
         assert crossed == []
         assert stats.served == 100 + len(seeds)
