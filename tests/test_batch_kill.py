@@ -22,6 +22,7 @@ from PIL import Image
 import idgen
 from tests import batch_process, models
 from tests.batches import records
+from tests.serving import wait_until
 
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL: run it on Linux or macOS"
@@ -57,9 +58,9 @@ def context() -> Iterator[Any]:
     yield server
 
 
-def start(context: Any, job: Path, out: Path) -> BaseProcess:
+def start(context: Any, job: Path, out: Path, hold: Path | None = None) -> BaseProcess:
     arguments = ["batch", str(job / "rows.jsonl"), "--out", str(out), "--batch-size", "2", *models.options(job)]
-    child = context.Process(target=batch_process.main, args=(arguments, str(job / "log.txt")))
+    child = context.Process(target=batch_process.main, args=(arguments, str(job / "log.txt"), hold and str(hold)))
     child.start()
     return child
 
@@ -114,7 +115,7 @@ def test_twenty_kills_at_random_moments_lose_no_row_and_leave_no_half_written_im
                 image.load()
     assert killed_while_rendering >= 8
     child = start(context, job, out)
-    child.join()
+    child.join(200)
     assert child.exitcode == 0, (job / "log.txt").read_text()
     assert_same_as(uninterrupted, out)
 
@@ -129,10 +130,13 @@ def records_so_far(out: Path) -> list[dict[str, Any]]:
 def test_ctrl_c_finishes_the_image_in_hand_and_the_same_command_goes_on(
     context: Any, job: Path, uninterrupted: Path
 ) -> None:
-    out = job / "interrupted"
-    child = start(context, job, out)
+    out, hold = job / "interrupted", job / "hold"
+    hold.touch()
+    child = start(context, job, out, hold)  # held, it cannot be done before it is interrupted
     wait_for_more(child, out, 0)
     os.kill(child.pid, signal.SIGINT)
+    wait_until(lambda: "stopping after the images in hand" in (job / "log.txt").read_text(), 60)
+    hold.unlink()
     child.join(60)
     said = (job / "log.txt").read_text()
     assert child.exitcode == 130 and "The same command goes on" in said
@@ -142,7 +146,7 @@ def test_ctrl_c_finishes_the_image_in_hand_and_the_same_command_goes_on(
     assert (out / "index.html").is_file()
     times = {file: (out / file).stat().st_mtime_ns for file in finished}
     child = start(context, job, out)
-    child.join()
+    child.join(200)
     assert child.exitcode == 0, (job / "log.txt").read_text()
     assert {file: (out / file).stat().st_mtime_ns for file in finished} == times, "a finished image was made again"
     assert_same_as(uninterrupted, out)
