@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from idgen.service.app import create_app
 from idgen.service.settings import ServiceSettings
 from idgen.service.state import Service
 from tests import facepacks, tiny
+from tests.engines import wait_until
 
 FACEID, PLAIN = "ip-adapter-faceid-plusv2", "text-to-image"
 SMALL = {"size": "64x64", "steps": 3}
@@ -96,13 +96,6 @@ def running(
         server.should_exit = True
         thread.join(30)
         owned.close(drain=False)
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 def png(image: Image.Image) -> bytes:

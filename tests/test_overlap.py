@@ -21,7 +21,7 @@ from idgen.pipeline import Pipeline
 from idgen.portrait import Portrait
 from idgen.request import Request
 from tests import tiny
-from tests.test_engine import PIPELINE, alone, assert_same_pictures, order, wait_until
+from tests.engines import PIPELINE, alone, assert_same_pictures, order, wait_until
 
 
 class Watched:

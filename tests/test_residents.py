@@ -14,7 +14,7 @@ from idgen.engine import Engine
 from idgen.errors import BadRequest
 from idgen.residents import SPARE, Residents
 from tests import tiny
-from tests.test_engine import PIPELINE, order
+from tests.engines import PIPELINE, order
 
 
 class Loader:
