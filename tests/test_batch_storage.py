@@ -119,6 +119,39 @@ def test_a_torn_last_line_is_dropped_and_its_image_made_again(job: Path, tmp_pat
     assert not (out / ".idgen-part-left").exists()
 
 
+@pytest.mark.parametrize("where", ["here", "bucket"])
+def test_an_image_without_a_byte_is_made_again(job: Path, tmp_path: Path, where: str) -> None:
+    import fsspec
+
+    out = str(tmp_path / "out") if where == "here" else "memory://bucket/empty"
+    render(job, some_rows(job, 2), out)
+    fs, root = fsspec.core.url_to_fs(out)
+    image = sorted(path for path in fs.find(root) if path.endswith(".png"))[0]
+    fs.pipe_file(image, b"")
+    again = render(job, some_rows(job, 2), out)
+    assert (again.rendered, again.kept) == (1, 1) and fs.size(image) > 100
+
+
+def test_a_record_is_on_the_disk_before_anybody_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real, synced = storage.LocalFolder(tmp_path), os.fsync, list[tuple[int, int]]()
+
+    def note(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+        real(descriptor)
+
+    monkeypatch.setattr(storage.os, "fsync", note)
+    folder.append([b'{"row": 1}'])
+    assert synced == [((tmp_path / "results.jsonl").stat().st_ino, 11)]
+    folder.close()
+
+
+def test_names_that_differ_in_capitals_only_are_one_name(job: Path, tmp_path: Path) -> None:
+    """On many disks the second would overwrite the first."""
+    rows = [{**row, "person": person} for row, person in zip(some_rows(job, 2), ("Ada", "ada"))]
+    summary = render(job, rows, tmp_path / "out", name="{person}.png", dry_run=True)
+    assert summary.failed == 1 and "overwrite an image of line 1" in summary.problems[0].message
+
+
 def test_rows_taken_out_of_the_file_leave_the_results_but_never_the_folder(job: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     render(job, some_rows(job, 3), out)
