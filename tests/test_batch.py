@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tracemalloc
@@ -13,10 +14,13 @@ import pytest
 from PIL import Image
 
 import idgen
+from idgen import api
+from idgen.backbone import Backbone
 from idgen.batch import render as render_module
 from idgen.batch.plan import Plan
 from idgen.batch.rows import Row, read_rows
 from idgen.pipeline import Pipeline
+from idgen.registry import method
 from tests import models
 from tests.batches import job_folder, pixels, records, render, some_rows
 
@@ -147,6 +151,38 @@ def test_each_person_is_looked_at_once_and_models_are_loaded_once(
     assert len(looked) == 3
     assert sorted(loaded) == [models.PIPELINE, "text-to-image"]
     assert sorted(calls) == [1, 3, 4, 4, 4]
+
+
+def test_pipelines_on_one_base_load_it_once_even_where_the_first_leaves_before_the_next_comes(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.unload()
+    gc.collect()
+    loads, load = list[str](), Backbone.load.__func__  # type: ignore[attr-defined]
+
+    def count(cls: type[Backbone], source: Any, **settings: Any) -> Backbone:
+        loads.append(str(source))
+        return load(cls, source, **settings)
+
+    monkeypatch.setattr(Backbone, "load", classmethod(count))
+    names = ("text-to-image", "ip-adapter-faceid", models.PIPELINE)
+    rows = [row for name in names for row in some_rows(job, 1, pipeline=name)]
+    assert render(job, rows, tmp_path / "out", vae_slicing=True).rendered == 3
+    assert len(loads) == 1
+
+
+def test_a_method_that_reads_each_photo_reads_them_again_for_the_persons_next_row(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(method("ip-adapter-faceid"), "each_photo", True)
+    photos = [str(path) for name, path in models.photos(job / "photos").items() if name != "nobody"][:2]
+    fields = {"pipeline": "instantid+ip-adapter-faceid", "photo": photos, "prompt": "p"}
+    monkeypatch.setattr("idgen.identity.combine", lambda faces, names: (faces[0].embedding, faces[0]))
+    render(job, [{**fields, "seed": seed} for seed in (1, 2)], tmp_path / "both", batch_size=1)
+    render(job, [{**fields, "seed": 2}], tmp_path / "one")
+    both, one = (records(tmp_path / name) for name in ("both", "one"))
+    assert [record["status"] for record in [*both, *one]] == ["done"] * 3, both
+    assert np.array_equal(pixels(tmp_path / "both" / both[1]["file"]), pixels(tmp_path / "one" / one[0]["file"]))
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

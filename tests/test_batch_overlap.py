@@ -133,6 +133,28 @@ def test_a_call_that_does_not_fit_beside_a_decoding_is_made_again_whole_after_it
     assert calls == [2, 2, 2]
 
 
+def test_a_call_that_fails_keeps_the_outcome_of_the_one_that_is_still_decoded(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_overlap(job, monkeypatch)
+    failed, calls = threading.Event(), list[int]()
+
+    def denoise(work: Callable[[], Any], count: int) -> Any:
+        calls.append(count)
+        if len(calls) == 2:
+            threading.Timer(0.1, failed.set).start()
+            raise RuntimeError("the UNet is ill")
+        return work()
+
+    def finish(work: Callable[[], Any]) -> Any:
+        assert failed.wait(30)
+        return work()
+
+    call_through(monkeypatch, denoise, finish)
+    assert render(job, some_rows(job, 2), tmp_path / "out", batch_size=1).rendered == 1
+    assert sorted(record["status"] for record in records(tmp_path / "out")) == ["done", "failed"]
+
+
 def test_pictures_are_encoded_and_written_on_another_thread(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import time
 from collections import OrderedDict
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from idgen.batch import sources
 from idgen.batch.plan import Unit
 from idgen.batch.results import Outcome
+from idgen.batching import DECIDED, GIVEN, OPTIONAL
 from idgen.errors import IdgenError, OutOfMemory
 
 if TYPE_CHECKING:
+    from idgen.backbone import Backbone
     from idgen.method import Order
     from idgen.overlap import Denoised
     from idgen.pipeline import Pipeline
-    from idgen.portrait import Portrait
 
 log = logging.getLogger("idgen")
 
@@ -39,9 +39,12 @@ class Renderer:
         self.batch_size = batch_size
         self._limit = batch_size
         self._pipeline: Pipeline | None = None
+        self._base: Backbone | None = None
+        """stays when its pipeline goes: the next one mostly takes it over"""
         self._failed: tuple[str, Exception] | None = None
         self._finisher = Finisher()
-        self._people: OrderedDict[Any, tuple[Any, Any, Any]] = OrderedDict()
+        self._people: OrderedDict[Any, dict[str, Any]] = OrderedDict()
+        """what an order says of who is in it"""
 
     def render(self, units: Sequence[Unit], stopped: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
         """Yield an outcome for each unit, call by call; nothing that one unit does keeps the others from theirs.
@@ -76,9 +79,8 @@ class Renderer:
         for call in calls:
             done: list[Outcome] = []
             if isinstance(call, _Call) and call.pipeline.backbone.overlap:
-                # With its context: whether inputs are kept is decided there.
-                work = partial(contextvars.copy_context().run, _deliver, call, done)
-                self._finisher.submit(work)  # waits for the call before, whose outcomes are then complete
+                # Waits for the call before, whose outcomes are then complete.
+                self._finisher.submit(partial(_deliver, call, done))
                 yield from beside
                 beside = done
                 continue
@@ -137,16 +139,14 @@ class Renderer:
         if known is None:
             request = Request.create(**fields, who=sources.open_source("who", unit.fields.get("who")))
             order = pipeline.order(request)
-            whole = any(not method.recogniser for method in pipeline.methods)
-            self._people[key] = order.identity, order.embedding, order.pictures if whole else ()
-            while len(self._people) > (PEOPLE // 16 if whole else PEOPLE):
+            names = ("identity", "embedding", "embeddings", "pictures")
+            self._people[key] = {name: getattr(order, name) for name in names}
+            while len(self._people) > (PEOPLE // 16 if order.pictures else PEOPLE):
                 self._people.popitem(last=False)
             return order
         self._people.move_to_end(key)
-        identity, embedding, pictures = known
-        who = identity if identity is not None else list(pictures) or None
-        order = pipeline.order(Request.create(**fields, who=who))
-        return replace(order, identity=identity, embedding=embedding, pictures=pictures)
+        who = known["identity"] if known["identity"] is not None else list(known["pictures"]) or None
+        return replace(pipeline.order(Request.create(**fields, who=who)), **known)
 
     def _key(self, order: Order) -> Any:
         """Orders of one key share a UNet call and come out of it as they would alone.
@@ -154,7 +154,7 @@ class Renderer:
         The number of text tokens belongs to it: a short prompt beside a long one would be filled up with empty chunks,
         which the attention sees.
         """
-        request, pipeline = order.request, self._pipeline
+        pipeline = self._pipeline
         assert pipeline is not None
         tokens = 0
         if not pipeline.methods[0].speaks_text:
@@ -165,10 +165,11 @@ class Renderer:
             if order.guided:
                 tokens = max(tokens, encode_negative(backbone, order.negative_prompt).tokens.shape[1])
         return (
-            *(order.width, order.height, order.steps, order.guidance, order.scheduler, tokens),
-            *(request.strength, request.structure_start, request.structure_end, request.guess_mode),
-            *(getattr(request, name) is None for name in ("image", "mask", "reference")),
-            None if order.embedding is None else order.embedding.shape,
+            *(getattr(order, name) for name in DECIDED),
+            *(getattr(order.request, name) for name in GIVEN),
+            *(getattr(order.request, name) is None for name in OPTIONAL),
+            *(None if read is None else read.shape for read in (order.embedding, *order.embeddings.values())),
+            tokens,
         )
 
     def _loaded(self, name: str) -> Pipeline:
@@ -186,6 +187,7 @@ class Renderer:
         except Exception as error:  # said again for each of its rows, without trying to load a thousand times
             self._failed = name, error
             raise
+        self._base = self._pipeline.backbone
         return self._pipeline
 
 
@@ -204,24 +206,17 @@ class _Call:
 
 def _deliver(call: _Call, outcomes: list[Outcome]) -> None:
     """Add an outcome for each unit of a call. Never raises: errors are outcomes too."""
+    from idgen.overlap import portraits_of
+
     begun = time.perf_counter()
-    made, count = _portraits(call.pipeline, call.denoised), len(call.units)
+    made, count = portraits_of(call.pipeline, call.denoised, keep_inputs=True), len(call.units)
     seconds = (call.seconds + time.perf_counter() - begun) / count
-    for unit, portrait in zip(call.units, made):
-        if isinstance(portrait, Exception):
-            outcomes.append(_failure(unit, portrait, seconds))
-        else:
-            outcomes.append(Outcome(unit, seconds, portrait, likeness=portrait.likeness, note=portrait.likeness_note))
-
-
-def _portraits(pipeline: Pipeline, denoised: Denoised) -> list[Portrait | Exception]:
-    try:
-        return [portrait for (portrait,) in pipeline.finish(denoised)]
-    except Exception as error:
-        if len(denoised.orders) == 1:
-            return [error]
-    # One of them cannot be finished, or together they are too large: each gets its own answer.
-    return [_portraits(pipeline, part)[0] for part in denoised.parts()]
+    for unit, portraits in zip(call.units, made):
+        if isinstance(portraits, Exception):
+            outcomes.append(_failure(unit, portraits, seconds))
+            continue
+        (portrait,) = portraits
+        outcomes.append(Outcome(unit, seconds, portrait, likeness=portrait.likeness, note=portrait.likeness_note))
 
 
 def _failure(unit: Unit, error: Exception, seconds: float) -> Outcome:
