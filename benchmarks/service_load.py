@@ -1,6 +1,6 @@
 """The HTTP service under load: 50 clients, 500 requests, with dynamic batching and without.
 
-    python benchmarks/service_load.py                   # mini, or the tiny test models where mini is not here
+    python benchmarks/service_load.py                   # mini
     python benchmarks/service_load.py --base sdxl --pipeline text-to-image --size 1024 --steps 30 --device cuda
 
 Both servers run at once in processes of their own and are loaded in turns, so that a busy machine slows both alike.
@@ -39,12 +39,12 @@ sys.path.insert(0, str(ROOT))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default="mini" if has_mini() else None, help="None: the tiny test models")
-    parser.add_argument("--pipeline", default="ip-adapter-faceid-plusv2" if has_mini() else "text-to-image")
+    parser.add_argument("--base", default="mini")
+    parser.add_argument("--pipeline", default="ip-adapter-faceid-plusv2")
     parser.add_argument("--photos", type=Path, nargs="*", help="people to enrol; mini: those of examples/")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--size", type=int, default=128 if has_mini() else 64, help="pixels a side")
+    parser.add_argument("--size", type=int, default=128, help="pixels a side")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--requests", type=int, default=500, help="to the server with batching")
@@ -65,12 +65,6 @@ def main() -> None:
     print(json.dumps(report, indent=2))
 
 
-def has_mini() -> bool:
-    from tests.models import HAS_MINI
-
-    return HAS_MINI
-
-
 def serve(options: argparse.Namespace, batching: bool, port: int, folder: str) -> None:
     """A server, in a process of its own."""
     import uvicorn
@@ -78,11 +72,8 @@ def serve(options: argparse.Namespace, batching: bool, port: int, folder: str) -
     from idgen.engine import Engine
     from idgen.service.app import create_app
     from idgen.service.settings import ServiceSettings
-    from tests import tiny
 
-    load: dict[str, Any] = {"base": options.base, "device": options.device, "dtype": options.dtype}
-    if options.base is None:
-        load["base"] = str(tiny.SDXL)
+    load = {"base": options.base, "device": options.device, "dtype": options.dtype}
     engine = Engine(load, queue_size=options.queue, max_batch=options.max_batch, batching=batching)
     settings = ServiceSettings(pipelines=(options.pipeline,), demo=False, identities_folder=Path(folder))
     uvicorn.run(create_app(settings, engine), port=port, log_level="error")
@@ -136,7 +127,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         "machine": about(options),
         "order": {
             **{name: getattr(options, name) for name in ("pipeline", "size", "steps")},
-            "base": options.base or "tiny test models",
+            "base": options.base,
             "people": len(options.photos),
         },
         "load": {name: getattr(options, name) for name in ("clients", "queue", "max_batch")},

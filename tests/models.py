@@ -12,7 +12,6 @@ from tests import facepacks
 from tests.conftest import REPOSITORY
 
 MINI = REPOSITORY / "weights" / "mini" / "mini-xl"
-HAS_MINI = (MINI / "model_index.json").is_file() and any(MINI.parent.glob("ip-adapter-faceid-plusv2*"))
 PIPELINE = "ip-adapter-faceid-plusv2"
 SMALL: dict[str, Any] = {"size": "64x64", "steps": 2, "guidance": 3.0}
 """Fields that keep a test's images quick."""
