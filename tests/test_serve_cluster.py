@@ -29,6 +29,10 @@ ORDER = {"prompt": "x", "pipeline": PLAIN, **tiny.SMALL}
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from idgen import serve_cluster
 
+    patch = pytest.MonkeyPatch()
+    # On a busy machine its proxy takes longer to start than Serve waits (5 s), which then kills it.
+    patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "120")
+    patch.setenv("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "120")
     ray.init(
         num_cpus=2,
         num_gpus=0,
@@ -54,6 +58,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     serve.shutdown()
     ray.shutdown()
+    patch.undo()
 
 
 def client(url: str, key: str = KEY) -> httpx.Client:
