@@ -14,6 +14,7 @@ from torch import Tensor
 from idgen.base_loading import FAMILIES, load_pipe
 from idgen.caches import TensorCache
 from idgen.errors import BadRequest, BadWeights, IdgenError, OutOfMemory
+from idgen.speed import Levers
 from idgen.user_weights import UserWeights, explain_loading
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -82,6 +83,8 @@ class Backbone:
         and fro, or tiles and slices say that memory is scarce. A CPU has nothing to gain: one run keeps it busy."""
         self._vae_lock = threading.Lock()
         self._stream: Any = None
+        self.levers = Levers()
+        """The levers that changed its models (:func:`idgen.prepare.prepare`), for all pipelines that stand on it."""
         self.text_cache = TensorCache()
         """Encoded prompts by prompt; emptied when a LoRA or an embedding may have changed the text encoders."""
         self.preview_map: Tensor | None = None

@@ -54,10 +54,15 @@ class Pipeline:
         where it is not here."""
         self.attention, self.attention_reason = choose_backend(attention, backbone.dtype, facts_of(backbone.device))
         """The kernel in use, never ``auto``, and why."""
-        self.levers = levers
-        """What is traded for speed unless a call says otherwise; see :mod:`idgen.speed`."""
+        self._levers = levers
         if sum(m.speaks_text for m in methods) and len(methods) > 1:
             raise BadRequest("arc2face replaces the UNet and the prompt, so it cannot be combined.", "pipeline")
+
+    @property
+    def levers(self) -> Levers:
+        """What is traded for speed unless a call says otherwise (see :mod:`idgen.speed`), with what any pipeline on the
+        same base has changed its models by."""
+        return self._levers.upon(self.backbone.levers)
 
     @property
     def name(self) -> str:

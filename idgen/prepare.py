@@ -22,6 +22,7 @@ def prepare(backbone: Backbone, networks: list[Any], levers: Levers) -> None:
     """
     from diffusers import UNet2DConditionModel
 
+    levers = levers.upon(backbone.levers)
     models = [backbone.unet, *(network for network in networks if network is not backbone.unet)]
     if levers.tiny_vae is not None:
         use_tiny_vae(backbone, levers.tiny_vae)
@@ -39,6 +40,7 @@ def prepare(backbone: Backbone, networks: list[Any], levers: Levers) -> None:
     if levers.compile is not None:
         for model in models:
             compile_model(model, levers.compile)
+    backbone.levers = levers
 
 
 def networks_of(methods: list[Any]) -> list[Any]:
@@ -126,7 +128,7 @@ def use_tiny_vae(backbone: Backbone, source: str) -> None:
     from idgen.errors import BadWeights
     from idgen.locate import locate
 
-    if getattr(backbone, "tiny_vae", None) == source:
+    if backbone.levers.tiny_vae == source:
         return
     folder = Path(source) if Path(source).is_dir() else locate(source)
     try:
@@ -134,4 +136,3 @@ def use_tiny_vae(backbone: Backbone, source: str) -> None:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise BadWeights(f"{folder} is no tiny autoencoder ({str(error).splitlines()[0]}).") from None
     backbone.pipe.vae = vae.to(backbone.device, backbone.dtype).eval().requires_grad_(False)
-    backbone.tiny_vae = source  # type: ignore[attr-defined]

@@ -91,12 +91,16 @@ class Levers:
     @property
     def load_key(self) -> tuple[Any, ...]:
         """The levers that change resident models: backbones that differ in these are not shared."""
-        return (self.compile, self.channels_last, self.tiny_vae, self.quantise, self.few_step)
+        return tuple(getattr(self, name) for name in LOAD_LEVERS)
 
     def at_load_of(self, loaded: Levers) -> Levers:
         """These levers for a run on models that were loaded with others."""
-        names = ("lean", "compile", "channels_last", "tiny_vae", "quantise", "few_step")
-        return replace(self, **{name: getattr(loaded, name) for name in names})
+        return replace(self, **{name: getattr(loaded, name) for name in ("lean", *LOAD_LEVERS)})
+
+    def upon(self, loaded: Levers) -> Levers:
+        """These levers on models that others have changed before: what those did and these leave open stays."""
+        open_names = [name for name in LOAD_LEVERS if getattr(self, name) is None]
+        return replace(self, **{name: getattr(loaded, name) for name in open_names})
 
     def guided(self, step: int, steps: int) -> bool:
         """Whether ``step`` of ``steps`` computes the unconditional half."""
@@ -106,6 +110,9 @@ class Levers:
         """Whether ``step`` recomputes the deep blocks."""
         return step % self.cache_every == 0
 
+
+LOAD_LEVERS = ("compile", "channels_last", "tiny_vae", "quantise", "few_step")
+"""Those that change resident models; ``None`` where they do not."""
 
 PRESETS = {
     "exact": Levers(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import diffusers
@@ -113,6 +114,42 @@ def test_it_acts_as_the_same_lora_loaded_by_hand_and_beside_one(here: Path) -> N
     assert torch.equal(run(pipeline), merged)
 
 
+def test_a_methods_own_unet_gets_the_lora_and_its_controlnet_does_not(here: Path) -> None:
+    backbone, other = tiny.backbone(), tiny.backbone()
+    added = lora(backbone, here, "kohya")
+    before = {name: other.unet.get_submodule(name).weight.clone() for name in added}
+    control = tiny.load("instantid", backbone).methods[0].controlnet  # type: ignore[attr-defined]
+    untouched = {name: tensor.clone() for name, tensor in control.state_dict().items()}
+    prepare(backbone, [other.unet, control], Levers(few_step="lcm"))
+    for name, weight in before.items():
+        assert torch.allclose(other.unet.get_submodule(name).weight, weight + added[name], atol=1e-5), name
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in control.state_dict().items())
+
+
+def test_bases_by_name_with_and_without_it_are_two_and_every_record_says_which(here: Path) -> None:
+    lora(tiny.backbone(), here, "kohya")
+    by_name = {"base": str(tiny.SDXL), "device": "cpu", "dtype": "float32", **tiny.FILES["instantid"]}
+    plain, quick = (idgen.load("instantid", speed=Levers(few_step=few), **by_name) for few in (None, "lcm"))
+    assert plain.backbone is not quick.backbone
+    late = idgen.load("instantid", base=quick.backbone, **tiny.FILES["instantid"])
+    small = {"width": 64, "height": 64, "seed": 1, "steps": 2}
+    records = [
+        pipeline.generate(tiny.person(), "a man", speed=speed, **small)[0].provenance
+        for pipeline, speed in ((plain, None), (quick, None), (quick, "fast"), (late, None), (late, "fast"))
+    ]
+    assert [record["levers"]["few_step"] for record in records] == [None, *["lcm"] * 4]
+    assert [record["request"]["scheduler"] for record in records] == ["euler", *["lcm"] * 4]
+    hashes = [record["weights"].get("few_step:lcm") for record in records]
+    assert hashes == [None, *[hashlib.sha256(here.read_bytes()).hexdigest()] * 4]
+
+
+def test_a_pipeline_that_was_there_before_says_what_another_has_merged_since(here: Path) -> None:
+    early = tiny.load("instantid")
+    lora(early.backbone, here, "kohya")
+    load("instantid", "lcm", early.backbone)
+    assert early.levers.few_step == "lcm"
+
+
 def test_the_public_timesteps_of_each_scheduler() -> None:
     base = diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1)
     expected = {
@@ -165,6 +202,10 @@ def test_what_cannot_be_merged_is_refused_with_the_cure(
         prepare(tiny.backbone(), [], Levers(few_step="lcm"))
     user = tiny.backbone()
     lora(user, here, "diffusers")
+    user.offload = "sequential"
+    with pytest.raises(BadRequest, match="use 'model'"):
+        prepare(user, [], Levers(few_step="lcm"))
+    user.offload = None
     user.load_lora(here)
     with pytest.raises(BadRequest, match="user LoRAs"):
         prepare(user, [], Levers(few_step="lcm"))
