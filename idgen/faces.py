@@ -216,8 +216,7 @@ class FaceExtractor:
                 future = self._cache[key] = Future()
                 while len(self._cache) > self._cache_size:
                     self._cache.popitem(last=False)
-            if key in self._cache:
-                self._cache.move_to_end(key)
+            self._cache.move_to_end(key)
         return key, future, mine
 
     def _give_up(self, key: str, future: Future[list[_Found]], error: BaseException) -> None:
@@ -249,8 +248,10 @@ class FaceExtractor:
                 claim.found, claim.crops = self._search(photo)
             return photo, future
 
-        looking = [pool.submit(look, source) for source in sources]
+        looking = []
         try:
+            for source in sources:
+                looking.append(pool.submit(look, source))
             looks = [future.result() for future in looking]
             features = self.embed_many([crop for claim in claims for crop in claim.crops])
             for claim in claims:
@@ -260,10 +261,12 @@ class FaceExtractor:
             # Those that still look may claim yet, and what is claimed and never given up is waited for forever.
             for future in looking:
                 future.cancel()
-            wait(looking)
-            for claim in claims:
-                if not claim.future.done():
-                    self._give_up(claim.key, claim.future, error)
+            try:
+                wait(looking)
+            finally:  # also when a second interrupt ends the waiting
+                for claim in claims:
+                    if not claim.future.done():
+                        self._give_up(claim.key, claim.future, error)
             raise
         # Only now what others look at is waited for: all that others may wait for has been done.
         for source, each in zip(sources, looks):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,34 @@ def test_a_photo_that_is_opened_after_another_has_failed_is_not_waited_for_forev
     again.start()
     again.join(60)
     assert [len(found) for found in results] == [1, 3]
+
+
+def test_a_photo_that_is_looked_at_when_no_further_thread_starts_is_not_waited_for_forever(folder, monkeypatch):
+    extractor = FaceExtractor(folder, device="cpu")
+    pictures, begun = [group(), photo((64, 64), magenta=(16, 16, 40, 48))], threading.Event()
+    claim, submit = extractor._claim, ThreadPoolExecutor.submit
+
+    def claimed(picture: Image.Image):
+        begun.set()
+        return claim(picture)
+
+    def scarce(pool: ThreadPoolExecutor, *work):
+        if begun.is_set():
+            raise RuntimeError("can't start new thread")
+        started = submit(pool, *work)
+        assert begun.wait(30)
+        return started
+
+    with monkeypatch.context() as broken:
+        broken.setattr(extractor, "_claim", claimed)
+        broken.setattr(ThreadPoolExecutor, "submit", scarce)
+        with pytest.raises(RuntimeError, match="new thread"):
+            list(extractor.extract_many(pictures))
+    results = []
+    again = threading.Thread(target=lambda: results.extend(extractor.extract_many(pictures)), daemon=True)
+    again.start()
+    again.join(60)
+    assert [len(found) for found in results] == [3, 1]
 
 
 def test_one_face_of_each_photo_is_picked_as_from_each_alone(extractor):
