@@ -75,7 +75,7 @@ def _runs_on(info: PipelineInfo, base: str | None) -> str:
 
 def _state(info: PipelineInfo, base: str | None) -> tuple[bool, tuple[str, ...]]:
     """Whether a pipeline can run on a base, and the fewest entries that it lacks otherwise."""
-    from idgen.api import BASES
+    from idgen.bases import BASES
 
     own = base is not None and base not in (*BASES, "mini")
     if base is None or own:

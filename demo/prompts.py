@@ -24,6 +24,7 @@ from idgen.batch.sheet import contact_sheet
 from idgen.batch.sources import FILES, open_source
 from idgen.errors import BadRequest, Cancelled, IdgenError
 from idgen.jobs import Busy
+from idgen.registry import methods_of
 from idgen.request import Request
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _request(
     label = person_of(given.pop("person", None), fields.get("who"))
     name = given.get("pipeline") or "auto"
     name = given["pipeline"] = pipeline if name == "auto" else name
-    if any(part not in ready for part in str(name).split("+")):
+    if any(each.name not in ready for each in methods_of(str(name))):
         raise BadRequest(f"pipeline {name!r} cannot run here; these can: {', '.join(ready)}.", "pipeline")
     if "who" not in given:
         given["who"] = person(str(name).split("+")[0])

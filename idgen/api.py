@@ -10,14 +10,16 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from idgen.backbone import Backbone, choose_device, choose_dtype
+from idgen.bases import BASES, base_name
 from idgen.errors import BadRequest, LicenceRefused, WeightsMissing
 from idgen.faces import FaceExtractor
+from idgen.few_step import few_step_entry
 from idgen.locate import MINI, is_commercial, locate
 from idgen.method import Files, Method
 from idgen.pipeline import Pipeline
 from idgen.portrait import Portrait
 from idgen.prepare import networks_of, prepare
-from idgen.registry import method, methods, needed_entries, pipelines
+from idgen.registry import method, methods, methods_of, needed_entries, pipelines
 from idgen.residents import SPARE
 from idgen.speed import Levers, choose_levers
 from idgen.weights.licences import commercial_only
@@ -32,7 +34,6 @@ _extractors: dict[tuple[str, str], FaceExtractor] = {}
 _loaded: OrderedDict[tuple[Any, ...], Pipeline] = OrderedDict()
 """the least recently used first"""
 
-BASES = ("sdxl", "sd15", "mini-xl", "mini-sd15")
 PREFERRED = ("instantid", "ip-adapter-faceid-plusv2", "ip-adapter-faceid", "ip-adapter-plus-face", "arc2face")
 """What ``pipeline="auto"`` tries, best likeness first."""
 
@@ -80,7 +81,7 @@ def load(
     paths = {role: Path(path) for role, path in explicit.items() if path is not None}
     if pipeline == "auto":
         pipeline, base = choose(base)
-    classes = [method(name) for name in pipeline.split("+")]
+    classes = methods_of(pipeline)
     base = _default_base(classes, base) if base is None else _alias(classes[0], base)
     if isinstance(base, str) and base in BASES:
         for cls in classes:
@@ -89,8 +90,10 @@ def load(
                     f"{cls.name} has no weights for {base!r}; it runs on {', '.join(cls.bases())}.", "base"
                 )
         _refuse_licence(classes, base)
+        if levers.few_step is not None:
+            few_step_entry(levers.few_step, base)
     elif not paths:
-        known = _base_name(base, base) if isinstance(base, Backbone) else None
+        known = base_name(base) if isinstance(base, Backbone) else None
         _refuse_licence([cls for cls in classes if cls.weights], known)
     with _lock:
         memory = {"offload": offload, "vae_slicing": vae_slicing, "vae_tiling": vae_tiling}
@@ -100,7 +103,7 @@ def load(
             else _backbone(base, device=device, dtype=dtype, config=config, levers=levers, **memory)
         )
         loaded = [
-            cls(backbone, Files(_paths(cls, _base_name(backbone, base), paths), _own_options(cls, options, classes)))
+            cls(backbone, Files(_paths(cls, base_name(backbone), paths), _own_options(cls, options, classes)))
             for cls in classes
         ]
         extractor: FaceExtractor | None
@@ -214,7 +217,7 @@ def _extractor_if_here(cls: type[Method], backbone: Backbone) -> FaceExtractor |
 
 
 def _recogniser_entry(cls: type[Method], backbone: Backbone) -> str | None:
-    name = _base_name(backbone, backbone.source)
+    name = base_name(backbone)
     return cls.recogniser.get(name) or next(iter(cls.recogniser.values()), None)
 
 
@@ -301,21 +304,15 @@ def _backbone(base: Any, **settings: Any) -> Backbone:
     key = (str(source), device, dtype, levers.load_key, *sorted((k, str(v)) for k, v in settings.items()))
     backbone = _backbones.get(key)
     if backbone is None:
-        if base in MINI:
+        variant = load_manifest()[base].variant if base in BASES and base not in MINI else None
+        backbone = _backbones[key] = Backbone.load(source, device=device, dtype=dtype, variant=variant, **settings)
+        backbone.source = str(base)
+        if base_name(backbone) in MINI:
             log.warning(
                 "using mini, the small bundled model set: it knows synthetic heads only. "
                 "For real people: idgen weights pull sdxl instantid --accept-licence"
             )
-        variant = load_manifest()[base].variant if base in BASES and base not in MINI else None
-        backbone = _backbones[key] = Backbone.load(source, device=device, dtype=dtype, variant=variant, **settings)
-        backbone.source = str(base)
     return backbone
-
-
-def _base_name(backbone: Backbone, base: Any) -> str:
-    """The manifest's name of a base; a base by path counts as the public one of its family."""
-    name = base.source if isinstance(base, Backbone) else str(base)
-    return name if name in BASES else backbone.family
 
 
 def _paths(cls: type[Method], base: str, explicit: dict[str, Path]) -> dict[str, Path]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from idgen.adapters.backends import choose_backend, facts_of
 from idgen.backbone import Backbone
+from idgen.bases import base_name
 from idgen.batching import DECIDED, GIVEN, OPTIONAL
 from idgen.conditioning import Conditioning
 from idgen.errors import BadRequest, NoFaceFound
@@ -196,7 +197,7 @@ class Pipeline:
 
     def settings(self, request: Request) -> dict[str, Any]:
         """Prompts, size, steps, guidance, scales and scheduler of a request; what it leaves open takes the defaults."""
-        defaults = self.methods[0].defaults_on(self.backbone.source)
+        defaults = self.methods[0].defaults_on(base_name(self.backbone))
         if self.levers.few_step is not None:
             defaults = FEW_STEP[self.levers.few_step].defaults(defaults)
         names = ("prompt", "negative_prompt", "steps", "guidance", "identity_scale", "structure_scale", "scheduler")
@@ -212,11 +213,7 @@ class Pipeline:
         public = {"sdxl": 1024, "sd15": 512}[self.backbone.family]
         if self.methods[0].defaults.size is not None and side == public:
             default = self.methods[0].defaults.size
-        if request.pose is not None and request.width is None and request.height is None and is_picture(request.pose):
-            # As the original: without a size, the control image decides it, floored to multiples of 8.
-            pose = open_photo(request.pose)
-            if is_drawing(pose):
-                default = (pose.width // 8 * 8, pose.height // 8 * 8)
+        default = request.drawn_size() or default
         return request.width or default[0], request.height or default[1]
 
     def identity(self, photos: Any, *, name: str | None = None) -> Identity:

@@ -92,6 +92,19 @@ def method(name: str) -> type[Method]:
     return table[name]
 
 
+def methods_of(pipeline: str) -> list[type[Method]]:
+    """The methods that the name of a pipeline joins by ``+``.
+
+    Raises:
+        BadRequest: there is none of that name, or one is named twice.
+    """
+    names = pipeline.split("+")
+    found = [method(name) for name in names]
+    if len(set(names)) < len(names):
+        raise BadRequest(f"{pipeline!r} names a pipeline twice: it joins different ones.", "pipeline")
+    return found
+
+
 def needed_entries(cls: type[Method], base: str) -> tuple[str, ...]:
     """All manifest entries that a method needs on a base: its weights, the base itself, the face pack."""
     entries = [weight.entry for weight in cls.weights[base].values()]

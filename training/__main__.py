@@ -14,14 +14,18 @@ from pathlib import Path
 
 import torch
 
-from . import stages
-from .preparing_stages import sheet
-from .run import Run
-from .workers import join_workers
-
 
 def main() -> None:
     """Parse the command line and run."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # it notes when it is imported which of its image processors it falls back to
+
+    from . import stages
+    from .preparing_stages import sheet
+    from .run import Run
+    from .workers import join_workers
+
     parser = argparse.ArgumentParser(prog="python -m idgen.training", description=__doc__.splitlines()[0])
     parser.add_argument("stage", choices=["all", "sheet", "examples", "export", *stages.STAGES], help="what to do")
     parser.add_argument("--root", type=Path, default=Path("runs/mini"), help="folder for data, checkpoints and sheets")

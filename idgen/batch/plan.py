@@ -19,7 +19,7 @@ from idgen.batch.rows import Row
 from idgen.batch.storage import DiskFull
 from idgen.errors import BadRequest, IdgenError
 
-VERSION = 1
+VERSION = 2
 """Of the fingerprint. Raise it when the same request means other pixels."""
 
 
@@ -209,11 +209,11 @@ class Plan:
         return sources.resolve(value, self.folder)
 
     def _pipeline(self, name: str) -> tuple[str, list[Any]]:
-        from idgen.registry import method
+        from idgen.registry import methods_of
 
         if name == "auto":
             name = self._auto()
-        return name, [method(part) for part in name.split("+")]
+        return name, methods_of(name)
 
     def _auto(self) -> str:
         """What ``auto`` means on this machine, decided once, so that all rows and every resumed run agree."""

@@ -89,14 +89,13 @@ def check_pipelines(settings: ServiceSettings) -> None:
     Raises:
         BadRequest, WeightsMissing: a name is wrong, or its weights are not here.
     """
+    from idgen.bases import BASES
     from idgen.errors import WeightsMissing
-    from idgen.registry import method, pipelines
+    from idgen.registry import methods_of, pipelines
 
     infos = {info.name: info for info in pipelines()}
-    known = ("mini", "sdxl", "sd15", "mini-xl", "mini-sd15")
-    for name in [part for given in settings.pipelines if given != "auto" for part in given.split("+")]:
-        method(name)
-        own_base = settings.base is not None and settings.base not in known
+    for name in [cls.name for given in settings.pipelines if given != "auto" for cls in methods_of(given)]:
+        own_base = settings.base is not None and settings.base not in ("mini", *BASES)
         if not own_base and not infos[name].available:
             lacking = sorted({entry for entries in infos[name].missing.values() for entry in entries})
             raise WeightsMissing(f"{name} lacks weights. Get them with: idgen weights pull {' '.join(lacking)}")

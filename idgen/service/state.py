@@ -15,7 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from idgen.engine import Engine, Job
 from idgen.errors import BadRequest, IdgenError, WeightsMissing
 from idgen.faces import FaceExtractor
-from idgen.registry import method, pipelines
+from idgen.registry import method, methods_of, pipelines
 from idgen.request import Request as Order
 from idgen.service.errors import ApiError
 from idgen.service.identities import IdentityShelf
@@ -63,14 +63,11 @@ class Service:
         allowed = self.names()
         if name in allowed:
             return name
-        parts = name.split("+")
-        if len(set(parts)) < len(parts):
-            raise ApiError(404, f"{name!r} names a pipeline twice.", "model_not_found", param)
+        try:
+            parts = [each.name for each in methods_of(name)]
+        except BadRequest as error:
+            raise ApiError(404, str(error), "model_not_found", param) from None
         for part in parts:
-            try:
-                method(part)
-            except BadRequest as error:
-                raise ApiError(404, str(error), "model_not_found", param) from None
             if part not in allowed:
                 message = f"{part!r} is not served here; there are {', '.join(allowed) or 'none'}."
                 raise ApiError(404, message, "model_not_found", param)
