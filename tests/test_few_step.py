@@ -16,10 +16,12 @@ import idgen.api  # before a test replaces `locate`, which it takes by name
 from idgen.adapters.attention import attention_layers
 from idgen.adapters.processor import is_plain
 from idgen.backbone import Backbone
+from idgen.cli import main
 from idgen.errors import BadRequest, BadWeights, LicenceRefused, WeightsMissing
 from idgen.few_step import FEW_STEP
 from idgen.locate import locate
 from idgen.pipeline import Pipeline
+from idgen.portrait import read_metadata
 from idgen.prepare import prepare
 from idgen.schedulers import make_scheduler
 from idgen.speed import Levers, choose_levers, preset
@@ -141,6 +143,30 @@ def test_bases_by_name_with_and_without_it_are_two_and_every_record_says_which(h
     assert [record["request"]["scheduler"] for record in records] == ["euler", *["lcm"] * 4]
     hashes = [record["weights"].get("few_step:lcm") for record in records]
     assert hashes == [None, *[hashlib.sha256(here.read_bytes()).hexdigest()] * 4]
+
+
+def test_like_with_another_few_step_takes_its_settings_and_with_the_same_the_recorded_ones(
+    here: Path, tmp_path: Path
+) -> None:
+    plain = tiny.load("instantid")
+    lora(plain.backbone, here, "kohya")
+    settings = {"width": 64, "height": 64, "seed": 1}
+    plain.generate(tiny.person(), "x", steps=3, guidance=4.0, **settings)[0].save(tmp_path / "plain.png")
+    load("instantid", "lcm").generate(tiny.person(), "x", steps=2, **settings)[0].save(tmp_path / "quick.png")
+
+    def again(name: str, *options: str) -> tuple[int, float, str]:
+        files = [f"--{role}={path}" for role, path in tiny.FILES["instantid"].items()]
+        like, out = str(tmp_path / name), str(tmp_path / "again.png")
+        with pytest.raises(SystemExit) as done:
+            main(["generate", "--like", like, "--out", out, "--device", "cpu", *files, *options])
+        assert done.value.code == 0
+        request = read_metadata(tmp_path / "again.png")["request"]
+        return request["steps"], request["guidance"], request["scheduler"]
+
+    assert again("plain.png") == (3, 4.0, "euler") and again("quick.png") == (2, 1.5, "lcm")
+    assert again("plain.png", "--few-step", "lcm") == (6, 1.5, "lcm")
+    assert again("plain.png", "--few-step", "lcm", "--steps", "4") == (4, 1.5, "lcm")
+    assert again("quick.png", "--speed", "exact", "--steps", "3") == (3, 5.0, "euler")
 
 
 def test_a_pipeline_that_was_there_before_says_what_another_has_merged_since(here: Path) -> None:

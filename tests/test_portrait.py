@@ -183,6 +183,20 @@ def test_rendering_again_from_damaged_metadata_is_one_clear_error(
     assert "error" in capsys.readouterr().err
 
 
+def test_a_portrait_of_a_version_that_recorded_no_speed_is_rendered_again_at_a_given_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    portrait = made()
+    del portrait.provenance["levers"]
+    like = ["generate", "--like", str(portrait.save(tmp_path / "a.png")), "--out", str(tmp_path / "b.png")]
+    like += [f"--{role}={path}" for role, path in tiny.FILES["instantid"].items()]
+    with pytest.raises(SystemExit) as done:
+        main(like)
+    assert done.value.code == 2 and "earlier version. Give --speed" in capsys.readouterr().err
+    main_ok([*like, "--speed", "exact", "--device", "cpu"])
+    assert np.array_equal(np.asarray(portrait.image), np.asarray(Image.open(tmp_path / "b.png")))
+
+
 def test_likeness_is_none_with_a_reason_when_it_cannot_be_measured() -> None:
     portrait = made()
     assert portrait.likeness is None and portrait.likeness_note

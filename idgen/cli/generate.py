@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from idgen.pipeline import Pipeline
     from idgen.portrait import Portrait
     from idgen.sampler import Step
+    from idgen.speed import Levers
     from idgen.user_weights import UserWeights
 
 
@@ -103,13 +104,17 @@ def generate(
         "offload": offload,
         "vae_tiling": vae_tiling,
     }
+    data: dict[str, Any] = {}
+    own: list[UserWeights] = []
     if like is not None:
-        pipeline, fields, settings, who, prompt = _from_portrait(like, pipeline, fields, settings, inputs or [])
-        settings["speed"] = choose_levers(preset(speed) if speed else _recorded_levers(like), few_step)
+        data = _recorded(like, levers=speed is None)
+        if speed is None:
+            settings["speed"] = choose_levers(_recorded_levers(data, like), few_step)
+        pipeline, fields, settings, who, prompt = _from_portrait(data, pipeline, fields, settings, inputs or [])
+        own = _recorded_user_weights(data, like, bool(lora))
     else:
         who, prompt = _split(inputs or [])
     _check_target(out, inputs or [])
-    own = _recorded_user_weights(like, bool(lora)) if like is not None else []
 
     from idgen.api import load
     from idgen.request import Request
@@ -118,11 +123,11 @@ def generate(
     Request.create(prompt=prompt, **{key: value for key, value in fields.items() if value is not None})
     loaded = load(pipeline, **settings)
     if like is not None:
-        _warn_of_other_weights(loaded, like)
-        for weights in own:
-            weights.load(loaded.backbone)
-    if like is None:
+        _warn_of_other_weights(loaded, data, like)
+    else:
         _warn_of_idle_options(loaded, prompt, fields)
+    for weights in own:
+        weights.load(loaded.backbone)
     for item in lora or []:
         source, scale = _lora(item)
         loaded.backbone.load_lora(source, scale)
@@ -186,13 +191,15 @@ def _split(inputs: list[str]) -> tuple[Any, str | None]:
 
 
 def _from_portrait(
-    like: Path, pipeline: str, fields: dict[str, Any], settings: dict[str, Any], inputs: list[str]
+    data: dict[str, Any], pipeline: str, fields: dict[str, Any], settings: dict[str, Any], inputs: list[str]
 ) -> tuple[str, dict[str, Any], dict[str, Any], Any, str | None]:
-    """Fields and inputs as recorded in a portrait; what is given beside it on the command line wins."""
+    """Fields and inputs as a portrait's record has them; what is given beside it on the command line wins."""
     from idgen.memory import recall
 
-    data = _recorded(like)
     recorded = dict(data["request"])
+    if settings["speed"].few_step != data.get("levers", {}).get("few_step"):
+        # They are a few-step LoRA's own, or those of a picture without it: neither suits the other.
+        recorded = {name: value for name, value in recorded.items() if name not in ("steps", "guidance", "scheduler")}
     given = {name: value for name, value in fields.items() if value is not None and name != "n"}
     who, prompt = _split(inputs)
     own_prompt, own_pipeline = recorded.pop("prompt", None), recorded.pop("pipeline", "auto")
@@ -216,30 +223,33 @@ _RECORDED = {
 """What rendering again needs; see :func:`idgen.provenance.provenance`."""
 
 
-def _recorded(like: Path) -> dict[str, Any]:
+def _recorded(like: Path, levers: bool) -> dict[str, Any]:
+    """A portrait's metadata. levers: whether it must say at which speed it was made, as early versions' do not."""
     from idgen.portrait import read_metadata
 
     data = read_metadata(like)
+    if levers and "levers" not in data:
+        raise BadImage(f"{like} does not say at which speed it was made: it is of an earlier version. Give --speed.")
     for name, kind in _RECORDED.items():
-        if not isinstance(data.get(name), kind):
+        if not isinstance(data.get(name, {} if name == "levers" else None), kind):
             raise BadImage(f"{like} carries idgen metadata that is not whole: {name!r} is missing or damaged.")
     return data
 
 
-def _recorded_levers(like: Path) -> Any:
+def _recorded_levers(data: dict[str, Any], like: Path) -> Levers:
     from idgen.speed import Levers
 
     try:
-        return Levers(**_recorded(like)["levers"])
+        return Levers(**data["levers"])
     except TypeError as error:
         raise BadImage(f"{like} was made by another version of idgen: {error}. Give --speed.") from None
 
 
-def _recorded_user_weights(like: Path, other_loras: bool) -> list[UserWeights]:
+def _recorded_user_weights(data: dict[str, Any], like: Path, other_loras: bool) -> list[UserWeights]:
     """The LoRAs and embeddings that a portrait was made with, all of them there; other LoRAs replace its own."""
     from idgen.user_weights import recorded
 
-    own = recorded(_recorded(like), like.name)
+    own = recorded(data, like.name)
     if other_loras:
         own = [weights for weights in own if weights.kind != "lora"]
     for weights in own:
@@ -247,10 +257,10 @@ def _recorded_user_weights(like: Path, other_loras: bool) -> list[UserWeights]:
     return own
 
 
-def _warn_of_other_weights(loaded: Pipeline, like: Path) -> None:
+def _warn_of_other_weights(loaded: Pipeline, data: dict[str, Any], like: Path) -> None:
     from idgen.provenance import weight_hashes
 
-    now, then = weight_hashes(loaded), _recorded(like)["weights"]
+    now, then = weight_hashes(loaded), data["weights"]
     for role in sorted(set(now) | set(then)):
         if now.get(role) != then.get(role):
             logging.getLogger("idgen").warning("the weights of %s are not those that made %s.", role, like.name)
