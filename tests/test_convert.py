@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,22 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(
     with pytest.raises(kind, match=words):
         convert(source, dest, dtype)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size, which stands for a full disk here")
+def test_a_disk_that_is_full_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    import resource
+
+    source, dest = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file({"w": torch.zeros(100_000)}, source)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(BadRequest, match=r"b\.safetensors cannot be written"):
+            convert(source, dest, "float16")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_the_command_writes_the_copy_or_says_why_not(tmp_path: Path) -> None:

@@ -96,7 +96,10 @@ def _convert_file(source: Path, dest: Path, dtype: str) -> None:
                     raise BadWeights(f"{source}: values of {name!r} are too large for {dtype}; use bfloat16.")
     except SafetensorError as error:
         raise BadWeights(f"{source} is damaged or no safetensors file ({error}).") from None
-    save_file(tensors, dest, metadata)
+    try:
+        save_file(tensors, dest, metadata)
+    except SafetensorError as error:  # it says so instead of an OSError
+        raise BadRequest(f"{dest.name} cannot be written ({error}).", "dest") from None
 
 
 def _write_index(source: Path, dest: Path) -> None:
