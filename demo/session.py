@@ -58,7 +58,8 @@ class Session:
         self._jobs: set[Any] = set()
         self._folder: Path | None = None
         self._names = itertools.count(1)
-        self._lock = threading.Lock()
+        # Not a plain lock: a run that nobody reads any more unwatches its job wherever its garbage is found.
+        self._lock = threading.RLock()
         self._cancelled = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:

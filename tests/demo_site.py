@@ -12,10 +12,10 @@ from typing import Any
 
 import idgen
 from idgen.engine import Engine
+from idgen.method import Order
+from idgen.request import Request
 
 PEOPLE = Path(__file__).parent.parent / "demo" / "people"
-READY = None
-"""The manifest knows what mini can do."""
 
 
 class Site:
@@ -26,22 +26,23 @@ class Site:
         """seconds added to each denoising step"""
         self.steps = 0
         """denoising steps done so far"""
-        self.requests: list[Any] = []
+        self.requests: list[Request] = []
         self.url = ""
+        self.engine: Engine
 
     def load(self, name: str) -> Any:
         pipeline = idgen.load(name, base="mini", device="cpu", dtype="float32")
         render = pipeline.denoise
 
-        def slowed(requests: Any, *, callback: Any = None, **options: Any) -> Any:
-            self.requests += requests
+        def slowed(orders: list[Order], *, callback: Any = None, **options: Any) -> Any:
+            self.requests += [order.request for order in orders]
 
             def after(step: Any) -> Any:
                 self.steps += 1
                 time.sleep(self.pause)
                 return callback(step) if callback else None
 
-            return render(requests, callback=after, **options)
+            return render(orders, callback=after, **options)
 
         pipeline.denoise = slowed  # type: ignore[method-assign]
         return pipeline
@@ -56,6 +57,7 @@ def site(folder: Path) -> Iterator[Site]:
     tempfile.tempdir = str(folder)
     try:
         with Engine(made.load, queue_size=8) as engine:
+            made.engine = engine
             blocks = build(engine, base="mini")
             _, made.url, _ = blocks.launch(
                 server_port=free_port(), prevent_thread_lock=True, quiet=True, ssr_mode=False, **look()

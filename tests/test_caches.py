@@ -137,7 +137,7 @@ def test_threads_share_a_cache_without_losing_count_of_its_bytes() -> None:
             if cache.get(number, lambda n=number: torch.full((100,), float(n)))[0] != number:
                 wrong.append(number)
 
-    threads = [threading.Thread(target=work, args=(offset,)) for offset in range(4)]
+    threads = [threading.Thread(target=work, args=(offset,), daemon=True) for offset in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -212,7 +212,7 @@ def test_many_threads_get_their_own_pictures_and_none_is_lost() -> None:
                 wrong.append(seed)
 
     with Engine(lambda name: tiny.shared(PIPELINE), max_batch=4) as engine:
-        threads = [threading.Thread(target=client, args=(seed,)) for seed in expected]
+        threads = [threading.Thread(target=client, args=(seed,), daemon=True) for seed in expected]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -91,7 +91,7 @@ def test_many_threads_asking_for_one_photo_extract_once_and_agree(folder, monkey
         barrier.wait()
         results[number] = extractor.face(pictures[number % 3]).embedding
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:

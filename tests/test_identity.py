@@ -173,5 +173,5 @@ def test_importing_these_modules_imports_nothing_heavy():
         "import sys, idgen.images, idgen.faces, idgen.identity, idgen.keypoints, idgen.identity_file\n"
         "print([name for name in ('torch', 'cv2', 'insightface', 'onnxruntime', 'onnx') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"

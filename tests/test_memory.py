@@ -68,7 +68,7 @@ def test_two_may_keep_the_same_picture_at_once(home: Path) -> None:
         except OSError as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=keep) for _ in range(4)]
+    threads = [threading.Thread(target=keep, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

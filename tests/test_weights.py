@@ -342,7 +342,7 @@ def test_imports_are_light() -> None:
         "idgen.weights.manifest.load_manifest()\n"
         "print([m for m in ('torch', 'huggingface_hub', 'diffusers', 'requests') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
 
 
