@@ -89,19 +89,19 @@ def use_few_step(backbone: Backbone, unet: Any, name: str) -> None:
         raise BadRequest("few_step cannot change weights that offload='sequential' put away; use 'model'.", "offload")
     if commercial_only():
         refuse_if_not_commercial([entry])
-    _merge(backbone.pipe, unet, locate(entry))
+    _merge(backbone, unet, locate(entry))
     unet._idgen_few_step = name
 
 
-def _merge(pipe: Any, unet: Any, path: Path) -> None:
-    try:
+def _merge(backbone: Backbone, unet: Any, path: Path) -> None:
+    from idgen.user_weights import explain_loading
+
+    pipe = backbone.pipe
+    with explain_loading(path, "a LoRA", backbone.family):
         state, alphas = pipe.lora_state_dict(
             str(path.parent), weight_name=path.name, unet_config=unet.config, local_files_only=True
         )
         pipe.load_lora_into_unet(state, network_alphas=alphas, unet=unet, adapter_name="few_step")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadWeights(f"{path} is not a LoRA for this UNet ({first}).") from None
     if not getattr(unet, "peft_config", None):
         raise BadWeights(f"{path} has no LoRA for any layer of this UNet.")
     unet.fuse_lora(adapter_names=["few_step"])

@@ -62,7 +62,7 @@ class Stats:
     queued: int
     """jobs that wait now"""
     running: int
-    """jobs in the UNet call that runs now"""
+    """jobs that are denoised or decoded now"""
     served: int
     failed: int
     cancelled: int
@@ -72,7 +72,7 @@ class Stats:
     batch_sizes: dict[int, int]
     """images in one sampler run -> how many such runs"""
     busy_s: float
-    """seconds in which the models worked"""
+    """seconds in which the engine's thread worked; where decoding overlaps with it, that is not added"""
 
 
 class Job:

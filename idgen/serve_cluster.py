@@ -7,26 +7,16 @@ rate limits; Serve sends a request to the less busy of two. Needs ``pip install 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from idgen.errors import BadRequest
 from idgen.service.settings import ServiceSettings
 
-if TYPE_CHECKING:
-    from idgen.pipeline import Pipeline
-
 NAME = "idgen"
 
 
-def deployment(
-    settings: ServiceSettings,
-    *,
-    replicas: int = 1,
-    gpus: float = 0,
-    cpus: float = 1,
-    load: Callable[[str], Pipeline] | Mapping[str, Any] | None = None,
-) -> Any:
+def deployment(settings: ServiceSettings, *, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> Any:
     """The service as a Serve application, ready for ``ray.serve.run``.
 
     Args:
@@ -34,7 +24,6 @@ def deployment(
             would have to stay on one replica. ``identities_folder`` must be a folder that all replicas share.
         replicas: how many, at least 1.
         gpus, cpus: of each replica; half a GPU lets two share one.
-        load: as for :class:`idgen.engine.Engine`; called in the replica. ``None`` loads what the settings say.
     Raises:
         BadRequest: Ray is not installed, or an argument is out of bounds.
     """
@@ -48,14 +37,9 @@ def deployment(
     own = settings.model_copy(update={"demo": False, "picture_urls": False})
 
     def build() -> Any:
-        from idgen.engine import Engine
         from idgen.service.app import create_app, make_engine
 
-        if load is None:
-            return create_app(own, make_engine(own))
-        limits = {name: getattr(own, name) for name in ("queue_size", "max_batch", "batching")}
-        engine = Engine(load, **limits, keep=own.pipelines or ("auto",))
-        return create_app(own, engine)
+        return create_app(own, make_engine(own))
 
     options = {
         "num_replicas": replicas,

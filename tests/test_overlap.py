@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -235,6 +236,19 @@ def test_a_decoding_that_does_not_fit_beside_a_run_waits_for_its_end() -> None:
         assert not made
     thread.join(30)
     assert len(tries) == 2 and torch.equal(made[0], expected)
+
+
+def test_pictures_are_decoded_about_a_megapixel_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = tiny.load(PIPELINE)
+    sizes: list[int] = []
+    whole = pipeline.backbone.vae.decode
+    monkeypatch.setattr(pipeline.backbone.vae, "decode", lambda z, **k: sizes.append(len(z)) or whole(z, **k))
+    denoised = pipeline.denoise([order(seed, n=3) for seed in (1, 5)])
+    together = [np.asarray(made.image) for row in pipeline.finish(denoised) for made in row]
+    wide = replace(denoised, orders=[replace(each, width=1024, height=512) for each in denoised.orders])
+    apart = [np.asarray(made.image) for row in pipeline.finish(wide) for made in row]
+    assert sizes == [6, 2, 2, 2] and len(apart) == 6
+    assert max(np.abs(one.astype(int) - other).max() for one, other in zip(together, apart)) <= 1
 
 
 def test_decoding_needs_the_samplers_lock_only_where_the_two_must_not_overlap() -> None:

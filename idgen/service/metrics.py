@@ -28,13 +28,13 @@ class EngineCollector(Collector):
         stats = self.engine.stats()
         yield GaugeMetricFamily("idgen_queue_length", "Requests that wait.", stats.queued)
         yield GaugeMetricFamily("idgen_queue_size", "Requests that may wait.", self.engine.queue_size)
-        yield GaugeMetricFamily("idgen_running", "Requests in the UNet call that runs now.", stats.running)
+        yield GaugeMetricFamily("idgen_running", "Requests that are denoised or decoded now.", stats.running)
         jobs = CounterMetricFamily("idgen_jobs", "Requests by how they ended.", labels=["state"])
         for state in ("served", "failed", "cancelled", "rejected"):
             jobs.add_metric([state], getattr(stats, state))
         yield jobs
         yield CounterMetricFamily("idgen_images", "Images made.", stats.images)
-        yield CounterMetricFamily("idgen_busy_seconds", "Seconds in which the models worked.", stats.busy_s)
+        yield CounterMetricFamily("idgen_busy_seconds", "Seconds in which the engine worked.", stats.busy_s)
         sizes = stats.batch_sizes
         buckets = [(str(most), float(sum(c for size, c in sizes.items() if size <= most))) for most in IMAGES]
         runs, images = float(sum(sizes.values())), float(sum(size * count for size, count in sizes.items()))
