@@ -266,6 +266,36 @@ def test_a_stage_runs_until_its_result_is_there_and_then_never_again(tmp_path, m
     assert seen == [0.5, 3, 30, 40]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generator"], "generator needs text, projector, reader, expression, faces, not done in"),
+        (["latents"], "latents needs faces, autoencoder, not done in"),
+        (["export"], "export needs generator, text, autoencoder, not done in"),
+        (["text", "--minutes", "0"], "--minutes must be above 0"),
+        (["text", "--root", "FILE/run"], "FILE/run: Not a directory"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_leaves_nothing(arguments, said, tmp_path, monkeypatch, capsys):
+    from idgen.training.__main__ import main
+
+    (tmp_path / "FILE").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["idgen.training", "--root", "run", *arguments])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code == 2 and said in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_every_stage_comes_after_those_that_it_needs():
+    from idgen.training.stages import STAGES
+
+    order = list(STAGES)
+    for name, stage in STAGES.items():
+        assert all(order.index(other) < order.index(name) for other in stage.needs), name
+
+
 def test_stages_find_what_earlier_ones_left(folder):
     from idgen.training.artefacts import latent_sets, load_reader
     from idgen.training.run import Run

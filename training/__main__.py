@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from idgen.errors import IdgenError
+
 
 def main() -> None:
     """Parse the command line and run."""
@@ -21,13 +23,10 @@ def main() -> None:
 
     logging.set_verbosity_error()  # it notes when it is imported which of its image processors it falls back to
 
-    from . import stages
-    from .preparing_stages import sheet
-    from .run import Run
-    from .workers import join_workers
+    from .stages import STAGES
 
     parser = argparse.ArgumentParser(prog="python -m idgen.training", description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=["all", "sheet", "examples", "export", *stages.STAGES], help="what to do")
+    parser.add_argument("stage", choices=["all", "sheet", "examples", "export", *STAGES], help="what to do")
     parser.add_argument("--root", type=Path, default=Path("runs/mini"), help="folder for data, checkpoints and sheets")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=25.0, help="budget of the stage, or of all of them together")
@@ -35,6 +34,25 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=0, help="training shards of 100 people (default: by device)")
     parser.add_argument("--out", type=Path, default=Path("weights/mini"), help="where export writes the model set")
     o = parser.parse_args()
+    if o.minutes <= 0 or o.workers < 1 or o.shards < 0:
+        parser.error("--minutes must be above 0, --workers at least 1, --shards 0 or more")
+    if o.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {o.device}: torch sees no CUDA GPU here; use cpu")
+    try:
+        _work(o)
+    except IdgenError as error:
+        parser.error(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        parser.error(f"{error.filename}: {error.strerror}")
+
+
+def _work(o: argparse.Namespace) -> None:
+    from . import stages
+    from .preparing_stages import sheet
+    from .run import Run
+    from .workers import join_workers
 
     group = join_workers()
     if o.device == "cuda":
@@ -64,6 +82,7 @@ def main() -> None:
     elif o.stage == "export":
         from .package import export
 
+        stages.check_done("export", ("generator", "text", "autoencoder"), run)
         export(run, o.out)
     elif o.stage == "all":
         stages.all_stages(run, o.minutes, command)
