@@ -68,7 +68,7 @@ class Order:
     embedding: np.ndarray | None
     """The raw embedding [512] or [k, 512] by the recogniser that the method was trained on which reads this order."""
     pictures: tuple[Image.Image, ...]
-    """What the image encoder sees, for methods that take whole pictures."""
+    """What the image encoder sees, for methods that take whole pictures; empty where every method reads a face."""
     prompt: str
     negative_prompt: str | None
     width: int
