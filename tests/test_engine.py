@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,7 @@ from idgen.request import Request
 from tests import tiny
 from tests.engines import PIPELINE, Gate, alone, assert_same_pictures, order, wait_until
 
-
-@pytest.fixture(autouse=True, params=[False, True], ids=["in turn", "overlapped"])
-def overlap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Every test holds whether pictures are decoded between two runs or beside the next; the latter as on CUDA."""
-    monkeypatch.setattr(tiny.shared(PIPELINE).backbone, "overlap", request.param)
-    return request.param
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    with Gate() as gate:
-        yield gate
+pytestmark = pytest.mark.usefixtures("engine_overlap")
 
 
 def test_waiting_requests_share_one_unet_call_and_each_gets_its_own_picture(gate: Gate) -> None:

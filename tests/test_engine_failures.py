@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,7 @@ from idgen.pipeline import Pipeline
 from tests import tiny
 from tests.engines import PIPELINE, Gate, alone, assert_same_pictures, order, wait_until
 
-
-@pytest.fixture(autouse=True, params=[False, True], ids=["in turn", "overlapped"])
-def overlap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Every test holds whether pictures are decoded between two runs or beside the next; the latter as on CUDA."""
-    monkeypatch.setattr(tiny.shared(PIPELINE).backbone, "overlap", request.param)
-    return request.param
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    with Gate() as gate:
-        yield gate
+pytestmark = pytest.mark.usefixtures("engine_overlap")
 
 
 def test_a_wrong_request_fails_alone_and_its_neighbours_are_served(gate: Gate) -> None:

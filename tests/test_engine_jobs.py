@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,7 @@ from idgen.method import Order
 from tests import tiny
 from tests.engines import PIPELINE, Gate, alone, assert_same_pictures, order, wait_until
 
-
-@pytest.fixture(autouse=True, params=[False, True], ids=["in turn", "overlapped"])
-def overlap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Every test holds whether pictures are decoded between two runs or beside the next; the latter as on CUDA."""
-    monkeypatch.setattr(tiny.shared(PIPELINE).backbone, "overlap", request.param)
-    return request.param
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    with Gate() as gate:
-        yield gate
+pytestmark = pytest.mark.usefixtures("engine_overlap")
 
 
 def test_progress_comes_after_every_step_with_previews_when_asked() -> None:
